@@ -1,0 +1,1 @@
+"""Around training: schedules, exports, pictures."""

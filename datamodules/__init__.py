@@ -1,0 +1,1 @@
+"""Before the batch: files, splits, loaders."""

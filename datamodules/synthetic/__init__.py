@@ -1,0 +1,1 @@
+"""Worlds made in code and written in the real on-disk layouts."""

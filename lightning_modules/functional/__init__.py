@@ -1,0 +1,1 @@
+"""Stateless tensor maths: the ground floor. No Lightning, no files, nobody above."""

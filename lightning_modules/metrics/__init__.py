@@ -1,0 +1,1 @@
+"""torchmetrics over functional; their states are summed over processes."""

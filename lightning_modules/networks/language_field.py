@@ -1,0 +1,160 @@
+"""The language-Gaussian codebook field (LangSplatV2, arXiv 2507.07136): sparse codes per Gaussian over a codebook."""
+
+from typing import Literal
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from lightning_modules.functional.sparse_codes import SparseCodes, group_channels, top_k_softmax
+
+# Stands for a coefficient of zero in logits: its softmax is below float32's resolution beside any real coefficient, yet
+# above underflow, so that exactly ``top_k`` coefficients stay different from zero as LangSplatV2's reader expects.
+NO_COEFFICIENT_LOGIT = -30.0
+
+
+class LanguageField(nn.Module):
+    """Sparse coefficients of every Gaussian at every level, and the codebooks they mix.
+
+    With ``support="fixed"`` a Gaussian stores its ``top_k`` entries per level and layer and their logits (what lifting
+    finds); memory is ``top_k`` numbers per group. With ``support="free"`` it stores a logit for every entry and the
+    largest ``top_k`` are in use (LangSplatV2's form); memory is ``codebook_size`` numbers per group.
+
+    Args:
+        num_gaussians: N, Gaussians of the scene.
+        num_levels: Levels of granularity that are learned together.
+        num_layers: Residual layers of a codebook.
+        codebook_size: Entries of one layer.
+        feature_dim: Channels of an entry, 512 for CLIP ViT-B/16.
+        top_k: Coefficients per Gaussian, level and layer.
+        support: Whether the entries a Gaussian uses are fixed or follow its logits.
+        share_codebook: One codebook for all levels, or one for each as LangSplatV2 trains.
+    """
+
+    entries: Int[Tensor, "gaussians groups top_k"]
+    covered: Bool[Tensor, "gaussians levels"]
+    reliable: Bool[Tensor, " gaussians"]
+    active_layers: Int[Tensor, ""]
+    initialised: Bool[Tensor, ""]
+
+    def __init__(
+        self,
+        num_gaussians: int,
+        num_levels: int,
+        *,
+        num_layers: int = 1,
+        codebook_size: int = 64,
+        feature_dim: int = 512,
+        top_k: int = 4,
+        support: Literal["fixed", "free"] = "fixed",
+        share_codebook: bool = True,
+    ) -> None:
+        super().__init__()
+        if not 1 <= top_k <= codebook_size:
+            raise ValueError(f"top_k must be between 1 and {codebook_size} (codebook_size), got {top_k}.")
+        num_groups = num_levels * num_layers
+        if num_groups * codebook_size > torch.iinfo(torch.int16).max:
+            raise ValueError(
+                f"levels x vq_layer_num x codebook_size = {num_groups * codebook_size} channels, but a channel id has 16 "
+                f"bits ({torch.iinfo(torch.int16).max}). Use a smaller codebook or fewer layers."
+            )
+        self.num_levels, self.num_layers, self.codebook_size, self.top_k = num_levels, num_layers, codebook_size, top_k
+        self.feature_dim, self.support = feature_dim, support
+        self.codebooks = nn.Parameter(
+            torch.zeros(1 if share_codebook else num_levels, num_layers, codebook_size, feature_dim)
+        )
+        stored = top_k if support == "fixed" else codebook_size
+        self.logits = nn.Parameter(torch.zeros(num_gaussians, num_groups, stored))
+        if support == "fixed":
+            self.register_buffer("entries", torch.zeros(num_gaussians, num_groups, top_k, dtype=torch.int16))
+        self.register_buffer("covered", torch.ones(num_gaussians, num_levels, dtype=torch.bool))
+        self.register_buffer("reliable", torch.ones(num_gaussians, dtype=torch.bool))
+        self.register_buffer("active_layers", torch.tensor(num_layers))
+        self.register_buffer("initialised", torch.tensor(False))
+
+    @property
+    def num_gaussians(self) -> int:
+        """N."""
+        return self.logits.shape[0]
+
+    @property
+    def num_channels(self) -> int:
+        """Channels of the weight map of all levels."""
+        return self.num_levels * self.num_layers * self.codebook_size
+
+    def codes(self, *, gated: bool = True) -> SparseCodes:
+        """Returns the coefficients that are splatted.
+
+        Args:
+            gated: Leave out the Gaussians that the reliability gate dropped; they still blend colour and alpha.
+
+        Returns:
+            Codes whose values sum to one in each level and layer, or to zero where a Gaussian carries no language.
+        """
+        if self.support == "free":
+            entries, values = top_k_softmax(self.logits, self.top_k)
+        else:
+            entries, values = self.entries, self.logits.softmax(dim=-1)
+        carries = self.covered & self.reliable[:, None] if gated else self.covered
+        values = values * carries.repeat_interleave(self.num_layers, dim=1)[..., None]
+        return group_channels(entries, values, self.codebook_size)
+
+    def level_codebook(self, level: int) -> Float[Tensor, "entries channels"]:
+        """Returns the [layers * size, C] codebook of one level, its inactive layers set to zero.
+
+        While layers are learned one after the other, a finished layer stays as it is: it gets no gradient.
+        """
+        codebook = self.codebooks[level if self.codebooks.shape[0] > 1 else 0]
+        layer = torch.arange(self.num_layers, device=codebook.device)[:, None, None]
+        if self.training:
+            codebook = torch.where(layer < self.active_layers - 1, codebook.detach(), codebook)
+        return (codebook * (layer < self.active_layers)).flatten(0, 1)
+
+    def level_weights(
+        self, weight_map: Float[Tensor, "pixels channels"], level: int
+    ) -> Float[Tensor, "pixels level_channels"]:
+        """Returns one level's part of a weight map of all levels, its finished layers detached while training."""
+        size = self.num_layers * self.codebook_size
+        weights = weight_map[:, level * size : (level + 1) * size]
+        if not self.training or self.num_layers == 1:
+            return weights
+        layer = torch.arange(size, device=weights.device) // self.codebook_size
+        return torch.where(layer < self.active_layers - 1, weights.detach(), weights)
+
+    @torch.no_grad()
+    def set_lifted(
+        self,
+        codebooks: Float[Tensor, "codebooks layers size channels"],
+        entries: Int[Tensor, "gaussians groups top_k"],
+        values: Float[Tensor, "gaussians groups top_k"],
+        reliable: Bool[Tensor, " gaussians"],
+    ) -> None:
+        """Starts the field from lifted codes: values of each group sum to one, or to zero where nothing was seen."""
+        seen = values.sum(-1) > 0
+        logits = values.log().clamp_min(NO_COEFFICIENT_LOGIT)
+        if self.support == "fixed":
+            self.entries.copy_(entries)
+            self.logits.copy_(logits)
+        else:
+            self.logits.fill_(NO_COEFFICIENT_LOGIT)
+            # A coefficient of zero repeats an entry; adding in probabilities keeps the entry's own coefficient.
+            dense = torch.zeros_like(self.logits).scatter_add_(2, entries.long(), values)
+            self.logits.copy_(dense.log().clamp_min(NO_COEFFICIENT_LOGIT))
+        self.covered.copy_(seen.unflatten(1, (self.num_levels, self.num_layers)).any(-1))
+        self._set_common(codebooks, reliable)
+
+    @torch.no_grad()
+    def set_zeros(
+        self, codebooks: Float[Tensor, "codebooks layers size channels"], reliable: Bool[Tensor, " gaussians"]
+    ) -> None:
+        """Starts the field as LangSplatV2 does: logits of zero, every Gaussian on the same arbitrary entries."""
+        if self.support == "fixed":
+            raise ValueError('Zero logits have no entries to fix; set support="free" with initialisation="zeros".')
+        self.logits.zero_()
+        self.covered.fill_(True)
+        self._set_common(codebooks, reliable)
+
+    def _set_common(self, codebooks: Tensor, reliable: Tensor) -> None:
+        self.codebooks.copy_(codebooks.expand_as(self.codebooks))
+        self.reliable.copy_(reliable)
+        self.initialised.fill_(True)
