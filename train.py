@@ -3,9 +3,9 @@
     python train.py fit --config configs/language_field/demo.yaml
     python train.py test --config configs/language_field/demo.yaml --ckpt_path=last
 
-A run is a YAML file of ``configs/`` and flags that override it; nothing else sets anything. ``--print_config`` shows the
-whole of it, and ``python train.py fit --model.help lightning_modules.language_field.LanguageFieldModule`` explains every
-setting of a class. The same ``fit ... --ckpt_path=last`` starts a fresh run or resumes one.
+A run is a YAML file of ``configs/`` and flags that override it; nothing else sets anything. ``--print_config`` shows
+the whole of it, and ``python train.py fit --model.help lightning_modules.language_field.LanguageFieldModule`` explains
+every setting of a class. The same ``fit ... --ckpt_path=last`` starts a fresh run or resumes one.
 """
 
 import os

@@ -32,7 +32,8 @@ class LanguageView(NamedTuple):
         view_id: Position of the view in the data module's list of all views, sorted by name.
         camera: The camera at the size of the maps.
         image: [H, W, 3] uint8 RGB, or None where there is no photograph.
-        mask_ids: [L, H, W] int32 row of ``mask_features`` for each level, -1 = no mask. None where a view has labels only.
+        mask_ids: [L, H, W] int32 row of ``mask_features`` for each level, -1 = no mask. None where a view has labels
+            only.
         mask_features: [M, C] float32 unit CLIP features of the view's masks. None where ``mask_ids`` is.
         labels: The prompts to evaluate in this view, or None.
     """

@@ -4,6 +4,7 @@ import os
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a hub lookup without network stalls for most of a minute
 
+import socket
 from pathlib import Path
 
 import pytest
@@ -23,3 +24,11 @@ def shared_data() -> Path:
 @pytest.fixture(autouse=True)
 def fixed_seed() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def free_port() -> int:
+    """A TCP port that nobody listens on, for a process group."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]

@@ -55,8 +55,8 @@ class LanguageField(nn.Module):
         num_groups = num_levels * num_layers
         if num_groups * codebook_size > torch.iinfo(torch.int16).max:
             raise ValueError(
-                f"levels x vq_layer_num x codebook_size = {num_groups * codebook_size} channels, but a channel id has 16 "
-                f"bits ({torch.iinfo(torch.int16).max}). Use a smaller codebook or fewer layers."
+                f"levels x vq_layer_num x codebook_size = {num_groups * codebook_size} channels, but a channel id has "
+                f"16 bits ({torch.iinfo(torch.int16).max}). Use a smaller codebook or fewer layers."
             )
         self.num_levels, self.num_layers, self.codebook_size, self.top_k = num_levels, num_layers, codebook_size, top_k
         self.feature_dim, self.support = feature_dim, support

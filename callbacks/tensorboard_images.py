@@ -1,0 +1,40 @@
+"""Shows a language field in TensorBoard while it trains."""
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers import TensorBoardLogger
+from lightning_modules.functional.colour_maps import turbo
+from typing_extensions import override
+
+
+class TensorBoardImages(Callback):
+    """Adds pictures of one validation view after each validation: colours of the features, relevancy of its prompts.
+
+    Colours are the principal components of the codebook's entries, splatted: the same feature has the same colour in
+    every view. Written by the first process; a run without a TensorBoard logger gets none.
+
+    Args:
+        num_prompts: Prompts of the view to draw.
+    """
+
+    def __init__(self, num_prompts: int = 4) -> None:
+        self.num_prompts = num_prompts
+
+    @override
+    @torch.no_grad()
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.sanity_checking or not trainer.is_global_zero or not isinstance(trainer.logger, TensorBoardLogger):
+            return
+        view = next(iter(trainer.datamodule.val_dataloader()), None)
+        if view is None:
+            return
+        view = trainer.strategy.batch_to_device(view, pl_module.device)
+        embeddings = pl_module.negative_embeddings[:0] if view.labels is None else view.labels.embeddings
+        prompts = () if view.labels is None else view.labels.prompts
+        answer = pl_module.answer(view, prompts[: self.num_prompts], embeddings[: self.num_prompts])
+        board, step = trainer.logger.experiment, trainer.global_step
+        board.add_image("view/rgb", answer.rgb, step, dataformats="HWC")
+        for level, colours in enumerate(answer.feature_colours):
+            board.add_image(f"view/features_level_{level}", colours, step, dataformats="HWC")
+        for prompt, heat in zip(answer.prompts, answer.relevancy, strict=True):
+            board.add_image(f"relevancy/{prompt}", turbo(heat), step, dataformats="HWC")

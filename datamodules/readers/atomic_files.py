@@ -1,0 +1,49 @@
+"""Files that are complete or absent: written under a temporary name beside their place, then renamed."""
+
+import contextlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+
+@contextlib.contextmanager
+def replacing(path: str | Path) -> Iterator[Path]:
+    """Yields a temporary path in the folder of ``path``; on success it takes the place of ``path``, on failure it goes.
+
+    The folder is made where it does not exist. The temporary name keeps the suffix, for writers which dispatch by it.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def save_array(path: str | Path, array: np.ndarray) -> None:
+    """Writes a ``.npy`` file."""
+    with replacing(path) as temporary, temporary.open("wb") as file:
+        np.save(file, array, allow_pickle=False)
+
+
+def load_array(path: str | Path) -> np.ndarray:
+    """Reads a ``.npy`` file without executing pickles.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it is truncated, is no ``.npy`` file, or holds Python objects.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} does not exist.")
+    try:
+        return np.load(path, allow_pickle=False)
+    except (ValueError, EOFError, OSError) as error:
+        raise ValueError(
+            f"{path} cannot be read as an .npy array ({error}). It may be truncated or not an array file; "
+            "write or copy it again."
+        ) from error

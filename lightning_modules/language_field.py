@@ -1,0 +1,518 @@
+"""Trains and evaluates the language-Gaussian codebook field (LangSplatV2, arXiv 2507.07136) on a frozen scene."""
+
+from collections import OrderedDict
+from typing import Any, Literal, NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from lightning.pytorch import LightningModule
+from lightning.pytorch.utilities import rank_zero_info
+from rich.progress import track
+from torch import Tensor, nn
+from torchmetrics import MeanMetric
+from typing_extensions import override
+
+from datamodules.batches import LanguageView
+from lightning_modules.functional.codebook import codebook_usage, residual_assign, residual_kmeans
+from lightning_modules.functional.coefficient_space import cosine_similarity_to_targets, relevancy
+from lightning_modules.functional.collectives import broadcast_from_first
+from lightning_modules.functional.feature_losses import absolute_difference_to_targets
+from lightning_modules.functional.gaussians import GaussianScene
+from lightning_modules.functional.image_quality import peak_signal_to_noise
+from lightning_modules.functional.lerf_protocol import ProtocolSettings, localize, segment
+from lightning_modules.functional.lifting import MaskWeights, mask_weights_of_view
+from lightning_modules.functional.mask_denoising import DenoisingSettings, denoise_mask_features
+from lightning_modules.functional.mask_table import MaskTable, gather_mask_table
+from lightning_modules.functional.pixel_sampling import sample_labelled_pixels
+from lightning_modules.functional.rasterization import (
+    BlendingWeights,
+    PreparedView,
+    RenderedPixels,
+    blending_weights,
+    prepare_view,
+    render,
+    render_codes,
+    splat_codes,
+    splat_dense,
+)
+from lightning_modules.functional.reliability import GateSettings, reliable_gaussians
+from lightning_modules.functional.sparse_codes import SparseCodes
+from lightning_modules.functional.sparse_coding import code_by_histogram, code_by_simplex_pursuit
+from lightning_modules.metrics.open_vocabulary import LocalizationAccuracy, OpenVocabularyIoU
+from lightning_modules.networks.language_field import LanguageField
+
+ALPHA_GATE = 0.5  # pixels the scene covers less than this have no language of their own; reported beside the protocol
+
+
+class LanguageFieldModule(LightningModule):
+    """Learns, per Gaussian of a frozen scene, sparse coefficients over a codebook of CLIP features, at several levels.
+
+    The field starts from a training-free lifting of the masks' features onto the Gaussians (default), or from zeros as
+    LangSplatV2 does, and is then trained on sampled pixels. The loss, queries and evaluation run in coefficient space
+    through the codebook's Gram matrix: no 512-channel map exists.
+
+    Args:
+        initialisation: ``lift`` finds codes and codebook from the masks in seconds; ``zeros`` is LangSplatV2's recipe.
+        codebook_size: Entries of a codebook layer (LangSplatV2: 64).
+        vq_layer_num: Residual layers of the codebook (LangSplatV2: 1).
+        topk: Coefficients per Gaussian, level and layer (LangSplatV2: 4).
+        share_codebook: One codebook for all levels, or one each. LangSplatV2 trains one each; shared atoms lose nothing
+            when they are not trained far.
+        coding: How lifted features become codes: ``histogram`` of the masks' entries, or greedy ``simplex`` pursuit.
+        gate: Thresholds of the gate that takes language from unreliable Gaussians (floaters); null turns it off. It
+            works on any field, LangSplatV2's recipe too.
+        denoise: Settings of the multi-view consensus on the masks' features before the codebook is fitted; null: off.
+        spherical_kmeans: Normalise centroids while clustering.
+        kmeans_restarts: Seedings of which the best is kept.
+        kmeans_batch_size: Mini-batch k-means with this many masks a step; null uses all masks in each step.
+        cos_loss: Train on 1 - cosine between the decoded pixel and its mask's feature.
+        l1_loss: Train on the mean absolute difference (decodes the sampled pixels to feature space).
+        normalize: L2-normalise the decoded feature before the L1 loss.
+        codebook_lr: Adam's rate for the entries. 2e-4 polishes a lifted codebook; LangSplatV2 uses 2.5e-3.
+        logits_lr: Adam's rate for the coefficients. 0 keeps the lifted ones: above 0.005 queries get worse while the
+            loss still falls. LangSplatV2 uses 2.5e-3.
+        straight_through: Let the gradient reach all logits through the full softmax (``zeros`` only).
+        pixels_per_step: Labelled pixels sampled of a view in each step; 0 takes every pixel.
+        protocol: LERF evaluation settings.
+        queries: Prompts that ``predict`` draws; none draws the labelled prompts of each view.
+        view_cache_mib: Memory for the projected and sorted Gaussians of views already seen.
+        seed: Seed of k-means and pixel sampling.
+    """
+
+    def __init__(
+        self,
+        initialisation: Literal["lift", "zeros"] = "lift",
+        codebook_size: int = 64,
+        vq_layer_num: int = 1,
+        topk: int = 4,
+        share_codebook: bool = True,
+        coding: Literal["histogram", "simplex"] = "histogram",
+        gate: GateSettings | None = GateSettings(),
+        denoise: DenoisingSettings | None = DenoisingSettings(),
+        spherical_kmeans: bool = False,
+        kmeans_restarts: int = 4,
+        kmeans_batch_size: int | None = None,
+        cos_loss: bool = True,
+        l1_loss: bool = False,
+        normalize: bool = False,
+        codebook_lr: float = 2e-4,
+        logits_lr: float = 0.0,
+        straight_through: bool = False,
+        pixels_per_step: int = 4096,
+        protocol: ProtocolSettings = ProtocolSettings(),
+        queries: list[str] | None = None,
+        view_cache_mib: int = 2048,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        if not (cos_loss or l1_loss):
+            raise ValueError("Neither cos_loss nor l1_loss is set, so there is nothing to train on; set one to true.")
+        if straight_through and initialisation != "zeros":
+            raise ValueError(
+                'straight_through needs a logit for every entry: set initialisation="zeros" or leave it off.'
+            )
+        if normalize and not l1_loss:
+            raise ValueError("normalize only affects l1_loss (a cosine ignores length): set l1_loss, or leave it off.")
+        self.initialisation, self.coding, self.gate, self.denoise = initialisation, coding, gate, denoise
+        self.codebook_size, self.vq_layer_num, self.topk = codebook_size, vq_layer_num, topk
+        self.share_codebook, self.straight_through = share_codebook, straight_through
+        self.spherical_kmeans, self.kmeans_restarts = spherical_kmeans, kmeans_restarts
+        self.kmeans_batch_size = kmeans_batch_size
+        self.cos_loss, self.l1_loss, self.normalize = cos_loss, l1_loss, normalize
+        self.codebook_lr, self.logits_lr, self.pixels_per_step = codebook_lr, logits_lr, pixels_per_step
+        self.protocol, self.queries, self.seed = protocol, queries, seed
+        self.field: LanguageField | None = None
+        self._view_cache: OrderedDict[int, PreparedView] = OrderedDict()
+        self._view_cache_bytes = view_cache_mib * 2**20
+        self.metrics = evaluation_metrics()
+
+    # Set-up
+
+    @override
+    def configure_model(self) -> None:
+        if self.field is not None:
+            return
+        data = self.trainer.datamodule  # type: ignore[attr-defined]
+        for name, tensor in data.gaussians._asdict().items():
+            self.register_buffer(f"scene_{name}", tensor, persistent=False)
+        self.register_buffer("scene_fingerprint", scene_fingerprint(data.gaussians))
+        self.register_buffer("negative_embeddings", data.negative_embeddings, persistent=False)
+        self.field = LanguageField(
+            data.gaussians.num_gaussians,
+            data.num_levels,
+            num_layers=self.vq_layer_num,
+            codebook_size=self.codebook_size,
+            feature_dim=data.feature_dim,
+            top_k=self.topk,
+            support="fixed" if self.initialisation == "lift" else "free",
+            share_codebook=self.share_codebook,
+        )
+        self.field.logits.requires_grad_(self.logits_lr > 0)
+        self.field.codebooks.requires_grad_(self.codebook_lr > 0)
+        self.register_buffer("field_step", torch.tensor(0))  # optimizer steps behind the field; survives outside fit
+
+    @property
+    def scene(self) -> GaussianScene:
+        """The frozen Gaussians."""
+        return GaussianScene(*(getattr(self, f"scene_{name}") for name in GaussianScene._fields))
+
+    @override
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        stored = checkpoint["state_dict"].get("scene_fingerprint")
+        if stored is None or not torch.equal(stored.cpu(), self.scene_fingerprint.cpu()):
+            raise ValueError(
+                "The checkpoint was trained on other Gaussians than the data module's "
+                f"({self.scene.num_gaussians} of them). Give the data module the scene of that run "
+                "(--data.init_args.gaussians), or start a new run under another name (--trainer.logger.init_args.name)."
+            )
+
+    @override
+    def on_fit_start(self) -> None:
+        if not self.field.initialised:
+            self.initialise_field()
+
+    @override
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        # eps as in LangSplatV2; no weight decay, which would shrink the layers that wait for their turn.
+        groups = [
+            {"params": [self.field.codebooks], "lr": self.codebook_lr, "name": "codebook"},
+            {"params": [self.field.logits], "lr": self.logits_lr, "name": "logits"},
+        ]
+        groups = [group for group in groups if group["lr"] > 0]
+        if not groups:
+            raise ValueError("codebook_lr and logits_lr are both 0: nothing to train. Set one of them above 0.")
+        return torch.optim.Adam(groups, eps=1e-15)
+
+    # Initialisation: lifting
+
+    @torch.no_grad()
+    def initialise_field(self) -> None:
+        """Fits the codebook to the training views' masks and lifts it onto the Gaussians, the same on all processes."""
+        masks = self.collect_masks()
+        consensus = masks.features
+        if self.denoise is not None:
+            for level in masks.weights:  # a level changes its own masks alone
+                consensus = denoise_mask_features(level, consensus, masks.view_ids, self.denoise)
+        codebook = broadcast_from_first(
+            residual_kmeans(
+                consensus,
+                num_layers=self.vq_layer_num,
+                size=self.codebook_size,
+                seed=self.seed,
+                num_restarts=self.kmeans_restarts,
+                spherical=self.spherical_kmeans,
+                batch_size=self.kmeans_batch_size,
+            )
+        )
+        reliable = torch.ones(self.scene.num_gaussians, dtype=torch.bool, device=self.device)
+        if self.gate is not None:
+            verdict = reliable_gaussians(self.scene, masks.weights, masks.features, self.gate)
+            rank_zero_info(verdict.describe())
+            reliable = broadcast_from_first(verdict.keep)
+        if self.initialisation == "zeros":
+            self.field.set_zeros(codebook, reliable)
+            return
+        coded = [self._code(A, consensus, codebook) for A in masks.weights]
+        entries, values = (torch.cat(parts, dim=1) for parts in zip(*coded, strict=True))
+        self.field.set_lifted(codebook, broadcast_from_first(entries), broadcast_from_first(values), reliable)
+
+    def _code(self, weights: MaskWeights, features: Tensor, codebook: Tensor) -> tuple[Tensor, Tensor]:
+        if self.coding == "simplex":
+            return code_by_simplex_pursuit(weights, features, codebook, self.topk)
+        return code_by_histogram(weights, residual_assign(features, codebook), self.codebook_size, self.topk)
+
+    def collect_masks(self) -> MaskTable:
+        """Blends the training views once and sums each Gaussian's weight in every mask; processes share the views."""
+        data = self.trainer.datamodule  # type: ignore[attr-defined]
+        features, view_ids = [], []
+        weights: list[list[MaskWeights]] = [[] for _ in range(data.num_levels)]
+        loader = data.lifting_dataloader()
+        for view in track(loader, "Lifting masks onto Gaussians", disable=not self.trainer.is_global_zero):
+            view = self.trainer.strategy.batch_to_device(view, self.device)
+            blending = blending_weights(self.prepared(view))
+            for level, ids in enumerate(view.mask_ids):
+                weights[level].append(mask_weights_of_view(blending, ids.flatten(), len(view.mask_features)))
+            features.append(view.mask_features)
+            view_ids.append(view.view_id)
+        return gather_mask_table(features, view_ids, weights)
+
+    def prepared(self, view: LanguageView) -> PreparedView:
+        """Returns a view's projected, sorted Gaussians; the geometry is frozen, so they are kept, within a limit."""
+        if view.view_id in self._view_cache:
+            self._view_cache.move_to_end(view.view_id)
+            return self._view_cache[view.view_id]
+        prepared = prepare_view(self.scene, view.camera)
+        self._view_cache[view.view_id] = prepared
+        while (
+            len(self._view_cache) > 1 and sum(v.num_bytes for v in self._view_cache.values()) > self._view_cache_bytes
+        ):
+            self._view_cache.popitem(last=False)
+        return prepared
+
+    # Training
+
+    @override
+    def training_step(self, view: LanguageView, batch_idx: int) -> Tensor:
+        seeds = (self.seed, self.current_epoch, batch_idx, self.global_rank)
+        pixel_ids = sample_labelled_pixels(view.mask_ids, self.pixels_per_step, seeds)
+        weight_map = self._training_weight_map(blending_weights(self.prepared(view), pixel_ids))
+        target_ids = view.mask_ids.flatten(1)[:, pixel_ids]
+        losses = torch.stack([self._level_loss(weight_map, level, view, ids) for level, ids in enumerate(target_ids)])
+        for level, loss in enumerate(losses):
+            self.log(f"train/loss_level_{level}", loss)
+        loss = losses.mean()
+        self.log("train/loss", loss, prog_bar=True)
+        return loss
+
+    def _training_weight_map(self, blending: BlendingWeights) -> Tensor:
+        # The gate belongs to queries: a dropped Gaussian still trains, so that the gate can be judged with and without.
+        weight_map = splat_codes(blending, self.field.codes(gated=False))
+        if self.straight_through:
+            full = splat_dense(blending, self.field.logits.softmax(-1).flatten(1))
+            weight_map = weight_map.detach() + full - full.detach()
+        return weight_map
+
+    def _level_loss(self, weight_map: Tensor, level: int, view: LanguageView, target_ids: Tensor) -> Tensor:
+        weights, codebook = self.field.level_weights(weight_map, level), self.field.level_codebook(level)
+        labelled = (target_ids >= 0).sum().clamp_min(1)
+        loss = weight_map.new_zeros(())
+        if self.cos_loss:
+            cosine = cosine_similarity_to_targets(weights, codebook, view.mask_features, target_ids)
+            loss = loss + ((target_ids >= 0) - cosine).sum() / labelled
+        if self.l1_loss:
+            difference = absolute_difference_to_targets(
+                weights, codebook, view.mask_features, target_ids, normalize=self.normalize
+            )
+            loss = loss + difference.sum() / labelled
+        return loss
+
+    @override
+    def on_train_batch_end(self, outputs: Any, batch: LanguageView, batch_idx: int) -> None:
+        self.field_step.fill_(self.global_step)
+
+    @override
+    def on_train_epoch_end(self) -> None:
+        codes = self.field.codes(gated=False)
+        counts = torch.zeros(codes.num_channels, device=self.device)
+        counts.scatter_add_(0, codes.channel_ids.flatten().long(), codes.values.detach().flatten())
+        for level, level_counts in enumerate(counts.unflatten(0, (self.field.num_levels, -1))):
+            used, perplexity = codebook_usage(level_counts)
+            self.log(f"codebook/used_level_{level}", used)
+            self.log(f"codebook/perplexity_level_{level}", perplexity)
+
+    # Queries
+
+    def weight_map(self, view: LanguageView, *, gated: bool = True) -> tuple[Tensor, Tensor]:
+        """Returns a view's coefficients [H*W, channels] at all levels and the scene's alpha [H*W]."""
+        return render_codes(self.prepared(view), self.field.codes(gated=gated))
+
+    def relevancy_maps(
+        self,
+        weight_map: Float[Tensor, "pixels channels"],
+        embeddings: Float[Tensor, "prompts channels"],
+        view: LanguageView,
+    ) -> Float[Tensor, "levels prompts height width"]:
+        """Returns the relevancy of each prompt at each level, 0 to 1, exactly and without decoding a feature."""
+        size = (view.camera.height, view.camera.width)
+        return torch.stack(
+            [
+                relevancy(
+                    self.field.level_weights(weight_map, level),
+                    self.field.level_codebook(level),
+                    embeddings,
+                    self.negative_embeddings,
+                ).T.unflatten(1, size)
+                for level in range(self.field.num_levels)
+            ]
+        )
+
+    def render(self, view: LanguageView) -> RenderedPixels:
+        """Renders the scene's colours, depth and alpha at all pixels of a view."""
+        return render(self.scene, self.prepared(view))
+
+    # Evaluation
+
+    @override
+    def on_validation_start(self) -> None:
+        self._require_field("validate")
+
+    @override
+    def on_test_start(self) -> None:
+        self._require_field("test")
+
+    @override
+    def on_predict_start(self) -> None:
+        self._require_field("predict")
+
+    def _require_field(self, command: str) -> None:
+        if not self.field.initialised and not self.trainer.sanity_checking:
+            raise ValueError(
+                f"There is no trained field to {command}: no checkpoint was given or found. Run "
+                "`python train.py fit --config ...` first, then give --ckpt_path=last (or a file)."
+            )
+
+    @override
+    def validation_step(self, view: LanguageView, batch_idx: int) -> None:
+        self._evaluate(view, "val", self.field.codes())
+
+    @override
+    def test_step(self, view: LanguageView, batch_idx: int) -> None:
+        self._evaluate(view, "test", self.field.codes())
+        self._evaluate(view, "test", self.field.codes(), suffix="_alpha_gated", alpha_gate=ALPHA_GATE)
+        self._evaluate(view, "test", self.field.codes(gated=False), suffix="_ungated")
+        self._evaluate_ceiling(view)
+        self._evaluate_photograph(view)
+
+    def _evaluate(
+        self, view: LanguageView, stage: str, codes: SparseCodes, *, suffix: str = "", alpha_gate: float = 0.0
+    ) -> None:
+        if view.labels is None or not view.labels.prompts:
+            return
+        weight_map, alpha = render_codes(self.prepared(view), codes)
+        weight_map = weight_map * (alpha >= alpha_gate)[:, None]
+        maps = self.relevancy_maps(weight_map, view.labels.embeddings, view)
+        self._score(view, stage, maps, suffix)
+
+    def _evaluate_ceiling(self, view: LanguageView) -> None:
+        """Scores the geometry itself: every Gaussian with its true feature, where a synthetic world knows it."""
+        ceiling = self.trainer.datamodule.ceiling  # type: ignore[attr-defined]
+        if ceiling is None or view.labels is None or not view.labels.prompts:
+            return
+        ids, table = ceiling.ids.to(self.device), ceiling.features.to(self.device)
+        offsets = torch.arange(ids.shape[1], device=self.device) * table.shape[0]
+        codes = SparseCodes(
+            (ids.clamp_min(0) + offsets).to(torch.int16), (ids >= 0).float(), ids.shape[1] * table.shape[0]
+        )
+        weight_map, _ = render_codes(self.prepared(view), codes)
+        size = (view.camera.height, view.camera.width)
+        maps = torch.stack(
+            [
+                relevancy(weights, table, view.labels.embeddings, self.negative_embeddings).T.unflatten(1, size)
+                for weights in weight_map.split(table.shape[0], dim=1)
+            ]
+        )
+        self._score(view, "test", maps, "_ceiling")
+
+    def _score(self, view: LanguageView, stage: str, maps: Tensor, suffix: str) -> None:
+        segmentation = segment(maps, self.protocol)
+        masks, prompts = view.labels.masks, view.labels.prompts
+        self.metrics[f"{stage}/miou{suffix}"].update(segmentation.masks, masks, prompts)
+        best = best_level_masks(segmentation.level_masks, masks)
+        self.metrics[f"{stage}/miou_best_level{suffix}"].update(best, masks, prompts)
+        hits = localize(maps, view.labels.boxes, self.protocol).hits
+        self.metrics[f"{stage}/{'localization' if suffix == '_ceiling' else 'localization_accuracy'}{suffix}"].update(
+            hits
+        )
+
+    def _evaluate_photograph(self, view: LanguageView) -> None:
+        """Compares with the photograph itself: its colours, and its own features where they were held out."""
+        if view.image is not None:
+            psnr = peak_signal_to_noise(self.render(view).rgb, view.image.flatten(0, 1) / 255)
+            self.metrics["test/psnr"].update(psnr)
+        if view.mask_ids is None:
+            return
+        weight_map, _ = self.weight_map(view)
+        generator = torch.Generator().manual_seed(self.seed)
+        shuffled = view.mask_features[torch.randperm(len(view.mask_features), generator=generator).to(self.device)]
+        for level, ids in enumerate(view.mask_ids.flatten(1)):
+            weights, codebook = self.field.level_weights(weight_map, level), self.field.level_codebook(level)
+            for name, features in {"cosine": view.mask_features, "cosine_shuffled": shuffled}.items():
+                cosine = cosine_similarity_to_targets(weights, codebook, features, ids)
+                self.metrics[f"test/{name}"].update(cosine[ids >= 0])
+
+    @override
+    def on_validation_epoch_end(self) -> None:
+        self._log_metrics("val")
+
+    @override
+    def on_test_epoch_end(self) -> None:
+        self._log_metrics("test")
+
+    def _log_metrics(self, stage: str) -> None:
+        for name, metric in self.metrics.items():
+            if name.startswith(stage):
+                value = metric.compute()  # on every process: computing gathers
+                metric.reset()
+                if not value.isnan():  # nothing of the kind was in the data
+                    self.log(name, value, prog_bar=name == "val/miou")
+
+    # Pictures
+
+    @override
+    def predict_step(self, view: LanguageView, batch_idx: int) -> "FieldPrediction":
+        """Answers the prompts in one view."""
+        if self.queries:
+            prompts = tuple(self.queries)
+            embeddings = self.trainer.datamodule.encode_text(self.queries).to(self.device)  # type: ignore[attr-defined]
+        elif view.labels is not None:
+            prompts, embeddings = view.labels.prompts, view.labels.embeddings
+        else:
+            prompts, embeddings = (), self.negative_embeddings[:0]
+        return self.answer(view, prompts, embeddings)
+
+    def answer(
+        self, view: LanguageView, prompts: tuple[str, ...], embeddings: Float[Tensor, "prompts channels"]
+    ) -> "FieldPrediction":
+        """Returns the pictures of a view and the relevancy of each prompt at the level that answers best."""
+        height, width = view.camera.height, view.camera.width
+        weight_map, _ = self.weight_map(view)
+        segmentation = segment(self.relevancy_maps(weight_map, embeddings, view), self.protocol)
+        colours = torch.stack(
+            [
+                feature_colours(self.field.level_weights(weight_map, level), self.field.level_codebook(level))
+                for level in range(self.field.num_levels)
+            ]
+        )
+        return FieldPrediction(
+            view.name,
+            prompts,
+            self.render(view).rgb.clamp(0, 1).unflatten(0, (height, width)),
+            segmentation.relevancy,
+            segmentation.masks,
+            segmentation.levels,
+            colours.unflatten(1, (height, width)),
+        )
+
+
+class FieldPrediction(NamedTuple):
+    """What a field shows of one view.
+
+    Attributes:
+        name: Stem of the view.
+        prompts: P prompts.
+        rgb: [H, W, 3] the rendered scene, 0..1.
+        relevancy: [P, H, W] smoothed relevancy at the chosen level, 0..1.
+        masks: [P, H, W] bool.
+        levels: [P] chosen level.
+        feature_colours: [L, H, W, 3] view-consistent colours of the features: principal components of the codebook.
+    """
+
+    name: str
+    prompts: tuple[str, ...]
+    rgb: Float[Tensor, "height width 3"]
+    relevancy: Float[Tensor, "prompts height width"]
+    masks: Tensor
+    levels: Int[Tensor, " prompts"]
+    feature_colours: Float[Tensor, "levels height width 3"]
+
+
+def evaluation_metrics() -> nn.ModuleDict:
+    """Returns the metrics by the names they are logged under; states are sums, so processes add up."""
+    metrics: dict[str, nn.Module] = {}
+    for scored in ("val/{}", "test/{}", "test/{}_alpha_gated", "test/{}_ungated", "test/{}_ceiling"):
+        localization = "localization" if scored.endswith("ceiling") else "localization_accuracy"
+        metrics[scored.format("miou")] = OpenVocabularyIoU()
+        metrics[scored.format("miou_best_level")] = OpenVocabularyIoU()
+        metrics[scored.format(localization)] = LocalizationAccuracy()
+    for name in ("psnr", "cosine", "cosine_shuffled"):
+        metrics[f"test/{name}"] = MeanMetric()
+    return nn.ModuleDict(metrics)
+
+
+def scene_fingerprint(scene: GaussianScene) -> Float[Tensor, " parts"]:
+    """Returns a few sums that tell one scene of Gaussians from another: codes belong to their Gaussians by position."""
+    order = torch.arange(1, scene.num_gaussians + 1, dtype=torch.float64)
+    sums = [
+        (part.cpu().double().flatten(1).sum(1) * order).sum() for part in (scene.means, scene.opacity_logits[:, None])
+    ]
+    return torch.stack([torch.tensor(float(scene.num_gaussians), dtype=torch.float64), *sums])

@@ -1,0 +1,96 @@
+from pathlib import Path
+
+import lightning.pytorch as pl
+import pytest
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from datamodules.batches import LanguageView
+from datamodules.lerf import LerfDataModule
+from datamodules.samplers import OrderedViews, ShuffledViews
+from tests.datamodules.tiny_scene import write_tiny_scene
+
+
+class Numbers(Dataset[int]):
+    def __init__(self, count: int) -> None:
+        self.count = count
+
+    def __len__(self) -> int:
+        return self.count
+
+
+class NameRecorder(pl.LightningModule):
+    """Writes down which views it was trained on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(()))
+        self.seen: list[str] = []
+
+    def training_step(self, batch: LanguageView) -> Tensor:
+        self.seen.append(batch.name)
+        return self.weight
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+def trainer(folder: Path, max_steps: int) -> pl.Trainer:
+    return pl.Trainer(
+        default_root_dir=folder, max_steps=max_steps, accelerator="cpu", logger=False, enable_checkpointing=False,
+        enable_progress_bar=False, enable_model_summary=False, limit_val_batches=0,
+    )  # fmt: skip
+
+
+def test_shuffle_is_a_function_of_seed_and_epoch_alone() -> None:
+    def order(seed: int, epoch: int) -> list[int]:
+        sampler = ShuffledViews(Numbers(50), seed)
+        sampler.set_epoch(epoch)
+        return list(sampler)
+
+    torch.manual_seed(1)
+    first = order(3, 7)
+    torch.manual_seed(2)
+    assert order(3, 7) == first
+    assert sorted(first) == list(range(50))
+    assert order(3, 8) != first
+    assert order(4, 7) != first
+
+
+@pytest.mark.parametrize("num_processes", [2, 3])
+def test_training_shares_are_equally_long_and_cover_all_views(num_processes: int) -> None:
+    shares = [list(ShuffledViews(Numbers(10), 0, num_processes, rank)) for rank in range(num_processes)]
+    assert len({len(share) for share in shares}) == 1
+    assert set().union(*shares) == set(range(10))
+
+
+@pytest.mark.parametrize(("num_views", "num_processes"), [(10, 3), (2, 3), (0, 2), (5, 1)])
+def test_evaluation_shares_hold_every_view_once(num_views: int, num_processes: int) -> None:
+    samplers = [OrderedViews(Numbers(num_views), num_processes, rank) for rank in range(num_processes)]
+    shares = [list(sampler) for sampler in samplers]
+    assert sorted(sum(shares, [])) == list(range(num_views))
+    assert [len(sampler) for sampler in samplers] == [len(share) for share in shares]
+    assert all(share == sorted(share) for share in shares)
+
+
+@pytest.mark.parametrize("num_workers", [0, pytest.param(2, marks=pytest.mark.slow)])
+def test_resume_in_mid_epoch_sees_the_same_views_into_the_next_epochs(tmp_path: Path, num_workers: int) -> None:
+    root = write_tiny_scene(tmp_path / "scene")
+
+    def data() -> LerfDataModule:
+        return LerfDataModule(root, num_workers=num_workers, seed=5)
+
+    whole = NameRecorder()
+    trainer(tmp_path, 17).fit(whole, data())
+    assert len(set(whole.seen[:5])) == 5
+    assert whole.seen[:5] != whole.seen[5:10]
+
+    begun = NameRecorder()
+    first = trainer(tmp_path, 7)
+    first.fit(begun, data())
+    first.save_checkpoint(tmp_path / "step7.ckpt")
+    torch.manual_seed(123)  # the order must not come from the global generator
+    resumed = NameRecorder()
+    trainer(tmp_path, 17).fit(resumed, data(), ckpt_path=tmp_path / "step7.ckpt", weights_only=True)
+    assert begun.seen + resumed.seen == whole.seen
