@@ -36,6 +36,7 @@ from lightning_modules.functional.cameras import resize_camera
 from lightning_modules.functional.gaussians import GaussianScene
 
 CANONICAL_NEGATIVES = ("object", "things", "stuff", "texture")
+GRANULARITIES = ("default", "small", "medium", "large")  # SAM's union of outputs, and its three outputs
 
 
 class CeilingField(NamedTuple):
@@ -183,6 +184,17 @@ class LerfDataModule(LightningDataModule):
     def num_levels(self) -> int:
         """Number of granularities."""
         return len(self.levels)
+
+    @property
+    def level_names(self) -> list[str]:
+        """Names of the granularities."""
+        return [GRANULARITIES[level] for level in self.levels]
+
+    @property
+    def prompts(self) -> list[str]:
+        """All labelled categories, sorted."""
+        frames = [view.frame for view in self._stored if view.frame is not None]
+        return sorted({thing.category for frame in frames for thing in frame.objects})
 
     @property
     def feature_dim(self) -> int:

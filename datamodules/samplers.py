@@ -18,6 +18,35 @@ def process_rank() -> tuple[int, int]:
     return 1, 0
 
 
+class _EpochOrder(Iterator[int]):
+    """One epoch's order with a position in it, both restored by StatefulDataLoader.
+
+    Lightning makes the iterator of a resumed run before it tells the sampler the epoch, so the epoch is kept here.
+    """
+
+    def __init__(self, sampler: "ShuffledViews") -> None:
+        self._sampler = sampler
+        self._go_to(sampler.epoch, 0)
+
+    def __next__(self) -> int:
+        if self._position == len(self._order):
+            raise StopIteration
+        self._position += 1
+        return self._order[self._position - 1]
+
+    def state_dict(self) -> dict[str, int]:
+        return {"epoch": self._epoch, "position": self._position}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self._go_to(state["epoch"], state["position"])
+        if self._position == len(self._order):  # saved at the last step of an epoch: Lightning goes on with the next
+            self._go_to(self._epoch + 1, 0)
+
+    def _go_to(self, epoch: int, position: int) -> None:
+        self._epoch, self._position = epoch, position
+        self._order = self._sampler.order_of_epoch(epoch)
+
+
 class ShuffledViews(DistributedSampler):
     """A new order each epoch, padded with its own first views: every process makes the same number of steps.
 
@@ -37,6 +66,14 @@ class ShuffledViews(DistributedSampler):
             shuffle=True,
             seed=seed,
         )
+
+    def order_of_epoch(self, epoch: int) -> list[int]:
+        """Returns this process's views in the order of an epoch."""
+        self.epoch = epoch
+        return list(super().__iter__())
+
+    def __iter__(self) -> Iterator[int]:
+        return _EpochOrder(self)
 
 
 class OrderedViews(DistributedSampler):

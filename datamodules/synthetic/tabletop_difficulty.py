@@ -10,7 +10,8 @@ class Difficulty:
     Attributes:
         elevations_deg: Lowest and highest camera above the table; the lower, the more objects hide one another.
         dropped: Masks that the segmenter missed.
-        shell_dropped: The same for floor and walls, on which a segmenter's point prompts rarely agree; with borders and
+        stuff_dropped: The same for floor, walls and furniture, on large plain surfaces of which a segmenter's point prompts
+            rarely agree; with borders and
             dropped masks it leaves about 40 % of all pixels without a label, as in LangSplat's maps of real photos.
         merged: Masks that swallowed a neighbour; the feature is the area-weighted mixture.
         split: Masks cut in two along a random line.
@@ -24,7 +25,7 @@ class Difficulty:
 
     elevations_deg: tuple[float, float]
     dropped: float
-    shell_dropped: float
+    stuff_dropped: float
     merged: float
     split: float
     border_jitter_px: float
@@ -38,7 +39,7 @@ class Difficulty:
 NORMAL = Difficulty(
     elevations_deg=(16, 40),
     dropped=0.10,
-    shell_dropped=0.60,
+    stuff_dropped=0.50,
     merged=0.08,
     split=0.10,
     border_jitter_px=1.5,
@@ -52,7 +53,7 @@ NORMAL = Difficulty(
 EASY = Difficulty(
     elevations_deg=(24, 48),
     dropped=0.033,
-    shell_dropped=0.60,
+    stuff_dropped=0.50,
     merged=0.027,
     split=0.033,
     border_jitter_px=0.5,
@@ -66,7 +67,7 @@ EASY = Difficulty(
 HARD = Difficulty(
     elevations_deg=(10, 32),
     dropped=0.15,
-    shell_dropped=0.60,
+    stuff_dropped=0.50,
     merged=0.12,
     split=0.15,
     border_jitter_px=2.25,

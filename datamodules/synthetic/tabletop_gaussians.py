@@ -18,6 +18,7 @@ INSIDE_FRACTION = 0.04  # trained scenes hold Gaussians behind the surface that 
 FLOATER_FRACTION = 0.04
 SEMI_TRANSPARENT_FRACTION = 0.15
 WIDE_FRACTION = 0.03  # discs 2.2 times too wide, as after stopped densification
+SIGMA_OVER_SPACING = 0.4  # of a disc, over the mean distance to its three nearest neighbours
 FLATNESS = 0.14  # sigma along the normal over sigma along the surface
 CLUMP_SIZE = 12
 FLOATER_BOUNDS = np.array([(-0.55, -0.45, 0.0), (0.55, 0.45, 0.4)])  # metres; between the cameras and the table
@@ -63,7 +64,7 @@ def sample_surfaces(
     state = rng.bit_generator.state
     for _ in range(2):  # hidden points fall away; the second round makes up for them
         rng.bit_generator.state = state
-        samples = _visible_samples(caster, spacing * factors, rng)
+        samples = _visible_samples(caster, world.num_things, spacing * factors, rng)
         spacing *= float(np.sqrt(len(samples.points) / target))
     return samples
 
@@ -89,7 +90,7 @@ def make_gaussians(
     """
     count = len(samples.points)
     part_ids = caster.part_of_solid[samples.solid_ids]
-    tangential = 0.5 * _neighbour_distances(samples, part_ids) * rng.uniform(0.7, 1.4, count)
+    tangential = SIGMA_OVER_SPACING * _neighbour_distances(samples, part_ids) * rng.uniform(0.7, 1.4, count)
     tangential = np.where(rng.uniform(size=count) < WIDE_FRACTION, 2.2 * tangential, tangential)
     scales = tangential[:, None] * np.concatenate(
         [rng.uniform(0.85, 1.15, (count, 2)), np.full((count, 1), FLATNESS)], 1
@@ -126,20 +127,23 @@ def make_gaussians(
 def _spacing_factors(world: World) -> np.ndarray:
     """Returns the spacing of each part relative to that of a large part of an object on the table."""
     areas = np.array([sum(solid.area() for solid in part.solids) for part in world.parts])
-    factors = np.clip((areas / 0.02) ** 0.25, 0.55, 1.0)
-    coarse = {"table top": 2.1, "table leg": 5.0, "stool seat": 5.0, "stool leg": 5.0}
+    factors = np.clip((areas / 0.02) ** 0.25, 0.5, 1.0)
+    coarse = {"table top": 2.4, "table leg": 5.0, "stool seat": 5.0, "stool leg": 5.0}
     for part_id, part in enumerate(world.parts):
         factors[part_id] = 14.0 if part_id >= world.num_things else coarse.get(part.prompt, factors[part_id])
     return factors
 
 
-def _visible_samples(caster: RayCaster, spacings: np.ndarray, rng: np.random.Generator) -> SurfaceSamples:
-    """Samples all solids and leaves out what lies in another solid, rests on one, or faces the floor."""
+def _visible_samples(
+    caster: RayCaster, num_things: int, spacings: np.ndarray, rng: np.random.Generator
+) -> SurfaceSamples:
+    """Samples all solids and leaves out what lies in another solid, rests on one, or faces the floor or out of the room."""
     parts = [solid.surface_points(spacing, rng) for solid, spacing in zip(caster.solids, spacings, strict=True)]
     points = np.concatenate([part.points for part in parts])
     normals = np.concatenate([part.normals for part in parts])
     solid_ids = np.repeat(np.arange(len(parts)), [len(part.points) for part in parts])
     kept = ~((normals[:, 2] < -0.95) & (points[:, 2] < 1e-3))
+    kept &= (caster.part_of_solid[solid_ids] < num_things) | ((normals * points).sum(1) < 0)
     probes = points + 0.002 * normals
     for solid_id, solid in enumerate(caster.solids):
         centre, radius = solid.bounding_sphere()

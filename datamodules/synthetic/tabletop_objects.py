@@ -69,12 +69,14 @@ class World(NamedTuple):
         parts: All placed parts; those of the room shell come last.
         concept_ids: [parts, 3] rows of the part, its object and its group.
         prompts: Prompt of each concept. Two mugs share the prompt of their handles, never the row.
+        num_movable: Parts before this belong to objects on the table; then come furniture and room shell.
         num_things: Parts before this are labelled things; from here on they are the room shell (floor, walls, ...).
     """
 
     parts: tuple[Part, ...]
     concept_ids: Int[np.ndarray, "parts 3"]
     prompts: tuple[str, ...]
+    num_movable: int
     num_things: int
 
     @property
@@ -456,13 +458,14 @@ def furnish(rng: np.random.Generator, objects_per_group: int) -> World:
     for (kind, parts, scale, _), position in zip(chosen, positions, strict=True):
         rotation = turn("z", rng.uniform(0, 360))
         placed.append((kind, _move(parts, rotation, np.array([*position, 0.0]), scale)))
+    num_movable = sum(len(parts) for _, parts in placed)
     angle = rng.uniform(0, 2 * np.pi)
     seat = np.array([1.15 * np.cos(angle), 1.15 * np.sin(angle), FLOOR_Z])
     placed.append((FURNITURE[0], FURNITURE[0].build()))
     placed.append((FURNITURE[1], _move(FURNITURE[1].build(), np.eye(3), seat, 1.0)))
     num_things = sum(len(parts) for _, parts in placed)
     placed.append((ROOM, ROOM.build()))
-    return _number([(kind.prompt, kind.group, parts) for kind, parts in placed], num_things)
+    return _number([(kind.prompt, kind.group, parts) for kind, parts in placed], num_movable, num_things)
 
 
 def _move(parts: tuple[Part, ...], rotation: np.ndarray, origin: np.ndarray, scale: float) -> tuple[Part, ...]:
@@ -496,7 +499,7 @@ def _spread(
     return centres
 
 
-def _number(objects: list[tuple[str, str, tuple[Part, ...]]], num_things: int) -> World:
+def _number(objects: list[tuple[str, str, tuple[Part, ...]]], num_movable: int, num_things: int) -> World:
     """Numbers the concepts of (object prompt, group prompt, parts): parts, then objects, then groups."""
     groups = list(dict.fromkeys(group for _, group, _ in objects))
     parts = [part for *_, object_parts in objects for part in object_parts]
@@ -508,4 +511,4 @@ def _number(objects: list[tuple[str, str, tuple[Part, ...]]], num_things: int) -
     table = np.array(concept_ids)
     table[:, 0] = np.arange(len(parts))
     prompts = (*(part.prompt for part in parts), *(prompt for prompt, *_ in objects), *groups)
-    return World(tuple(parts), table, prompts, num_things)
+    return World(tuple(parts), table, prompts, num_movable, num_things)

@@ -26,12 +26,10 @@ class Casts(NamedTuple):
 
     Attributes:
         distances: [rays] metres for unit directions, inf = nothing.
-        normals: [rays, 3] unit normals towards the outside of the solid.
         solid_ids: [rays] number of the solid in :class:`RayCaster`, -1 = nothing.
     """
 
     distances: Float[np.ndarray, " rays"]
-    normals: Float[np.ndarray, "rays 3"]
     solid_ids: Int[np.ndarray, " rays"]
 
 
@@ -79,7 +77,6 @@ class RayCaster:
     def cast(self, origins: Float[np.ndarray, "rays 3"], directions: Float[np.ndarray, "rays 3"]) -> Casts:
         """Finds the first surface along each ray; directions are unit vectors."""
         distances = np.full(len(origins), np.inf)
-        normals = np.zeros((len(origins), 3))
         solid_ids = np.full(len(origins), -1)
         for start in range(0, len(origins), RAYS_AT_ONCE):
             rows = slice(start, start + RAYS_AT_ONCE)
@@ -91,13 +88,21 @@ class RayCaster:
                 candidates = np.nonzero(passes[solid_id])[0]
                 if not len(candidates):
                     continue
-                hits = solid.intersect(origin[candidates], direction[candidates])
-                nearer = hits.distances < distances[start + candidates]
-                target = start + candidates[nearer]
-                distances[target] = hits.distances[nearer]
-                normals[target] = hits.normals[nearer]
-                solid_ids[target] = solid_id
-        return Casts(distances, normals, solid_ids)
+                reached = solid.distances(origin[candidates], direction[candidates])
+                nearer = reached < distances[start + candidates]
+                distances[start + candidates[nearer]] = reached[nearer]
+                solid_ids[start + candidates[nearer]] = solid_id
+        return Casts(distances, solid_ids)
+
+    def normals(
+        self, points: Float[np.ndarray, "points 3"], solid_ids: Int[np.ndarray, " points"]
+    ) -> Float[np.ndarray, "points 3"]:
+        """Returns outward unit normals at points on the surfaces of the given solids."""
+        normals = np.empty_like(points)
+        for solid_id in np.unique(solid_ids):
+            rows = np.nonzero(solid_ids == solid_id)[0]
+            normals[rows] = self.solids[solid_id].normals(points[rows])
+        return normals
 
     def _passes(self, origins: np.ndarray, directions: np.ndarray) -> np.ndarray:
         """Tells which rays pass through the bounding sphere of each solid: [solids, rays] bool."""
@@ -202,26 +207,19 @@ def surface_colors(
 def take_photo(world: World, caster: RayCaster, light: BakedLight, camera: Camera) -> Photo:
     """Takes the photograph of one camera; pixels on edges are averaged over four rays."""
     origin, rays = (tensor.double().numpy() for tensor in pixel_rays(camera))
+    size = rays.shape[:2]
     lengths = np.linalg.norm(rays, axis=2)
-    pixels = rays.reshape(-1, 3) / lengths.reshape(-1, 1)
-    casts = caster.cast(np.broadcast_to(origin, pixels.shape), pixels)
-    if (casts.solid_ids < 0).any():
-        raise AssertionError("the room is closed: every ray meets a surface")
-    colors = _radiance(world, caster, light, origin, pixels, casts)
-    parts = caster.part_of_solid[casts.solid_ids].reshape(lengths.shape)
-    depths = casts.distances.reshape(lengths.shape) / lengths
-    edges = np.nonzero(_is_edge(parts, depths, casts.normals.reshape(*lengths.shape, 3)).ravel())[0]
+    distances, parts, normals, colors = _look(world, caster, light, origin, (rays / lengths[..., None]).reshape(-1, 3))
+    parts, depths = parts.reshape(size), distances.reshape(size) / lengths
+    edges = np.nonzero(_is_edge(parts, depths, normals.reshape(*size, 3)).ravel())[0]
     across, down = rays[0, 1] - rays[0, 0], rays[1, 0] - rays[0, 0]
-    shifts = np.array([(-0.375, -0.125), (0.125, -0.375), (0.375, 0.125), (-0.125, 0.375)])
-    smooth = np.zeros((len(edges), 3))
-    for dx, dy in shifts:
-        directions = rays.reshape(-1, 3)[edges] + dx * across + dy * down
-        directions /= np.linalg.norm(directions, axis=1, keepdims=True)
-        subcasts = caster.cast(np.broadcast_to(origin, directions.shape), directions)
-        smooth += to_srgb(_radiance(world, caster, light, origin, directions, subcasts)) / len(shifts)
+    shifts = np.array([(-0.375, -0.125), (0.125, -0.375), (0.375, 0.125), (-0.125, 0.375)]) @ np.stack([across, down])
+    directions = (rays.reshape(-1, 3)[edges] + shifts[:, None]).reshape(-1, 3)
+    directions /= np.linalg.norm(directions, axis=1, keepdims=True)
+    *_, subcolors = _look(world, caster, light, origin, directions)
     image = to_srgb(colors)
-    image[edges] = smooth
-    image = np.round(255 * image).astype(np.uint8).reshape(*lengths.shape, 3)
+    image[edges] = to_srgb(subcolors).reshape(len(shifts), -1, 3).mean(0)
+    image = np.round(255 * image).astype(np.uint8).reshape(*size, 3)
     return Photo(image, parts, depths)
 
 
@@ -246,24 +244,27 @@ def _is_edge(parts: np.ndarray, depths: np.ndarray, normals: np.ndarray) -> np.n
     return edge
 
 
-def _radiance(
-    world: World, caster: RayCaster, light: BakedLight, origin: np.ndarray, directions: np.ndarray, casts: Casts
-) -> np.ndarray:
-    """Returns linear RGB along rays: matt light from the baked points and a highlight of the lamp."""
-    points = origin + casts.distances[:, None] * directions
-    normals = np.where((casts.normals * directions).sum(1, keepdims=True) > 0, -casts.normals, casts.normals)
+def _look(
+    world: World, caster: RayCaster, light: BakedLight, origin: np.ndarray, directions: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Returns distances, parts, normals and linear RGB along rays: matt light of the baked points and a highlight."""
+    distances, solid_ids = caster.cast(np.broadcast_to(origin, directions.shape), directions)
+    assert (solid_ids >= 0).all(), "the room is closed: every ray meets a surface"  # noqa: S101
+    points = origin + distances[:, None] * directions
+    normals = caster.normals(points, solid_ids)
+    parts = caster.part_of_solid[solid_ids]
     gap, neighbours = light.tree.query(np.concatenate([points, NORMAL_WEIGHT * normals], 1), k=3, workers=-1)
     weights = 1 / (gap + 1e-4)
     weights /= weights.sum(1, keepdims=True)
     irradiances = (light.irradiances[neighbours] * weights[..., None]).sum(1)
-    colors = surface_colors(world, caster, points, casts.solid_ids, irradiances)
-    gloss = np.array([part.material.gloss for part in world.parts])[caster.part_of_solid[casts.solid_ids]]
+    colors = surface_colors(world, caster, points, solid_ids, irradiances)
+    gloss = np.array([part.material.gloss for part in world.parts])[parts]
     towards_lamp = LIGHT_CENTRE - points
     halfway = towards_lamp / np.linalg.norm(towards_lamp, axis=1, keepdims=True) - directions
     halfway /= np.linalg.norm(halfway, axis=1, keepdims=True)
     shine = gloss * np.maximum((halfway * normals).sum(1), 0) ** (20 + 80 * gloss)
     brightness = irradiances.mean(1) / LIGHT_COLOR.mean()  # no highlight in the shadow
-    return colors + (0.7 * shine * np.minimum(brightness, 1) ** 2)[:, None]
+    return distances, parts, normals, colors + (0.7 * shine * np.minimum(brightness, 1) ** 2)[:, None]
 
 
 def _albedo(material: Material, local: np.ndarray) -> np.ndarray:

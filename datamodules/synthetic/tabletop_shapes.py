@@ -6,6 +6,7 @@ quadratics per ray, so a photograph is exact to rounding and needs no marching.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import NamedTuple, Self
 
 import numpy as np
@@ -15,18 +16,6 @@ from scipy.interpolate import CubicSpline, PchipInterpolator
 # Rays start on surfaces (shadows) and normals are unit: nothing nearer than this, metres, is a hit.
 NEAREST_HIT = 1e-6
 SHARP_CORNER_COSINE = 0.77  # profile corners turning by more than 40 degrees keep their edge in the shading
-
-
-class Hits(NamedTuple):
-    """Nearest intersections of rays.
-
-    Attributes:
-        distances: [rays] ray parameter of the hit (metres for unit directions), inf = no hit.
-        normals: [rays, 3] unit outward normals, for shading smoothed over curved profiles; meaningless without a hit.
-    """
-
-    distances: Float[np.ndarray, " rays"]
-    normals: Float[np.ndarray, "rays 3"]
 
 
 class SurfacePoints(NamedTuple):
@@ -59,16 +48,19 @@ class Solid:
         centre = self.origin + self.scale * self.rotation @ ((low + high) / 2)
         return centre, self.scale * float(np.linalg.norm(high - low)) / 2
 
-    def intersect(self, origins: Float[np.ndarray, "rays 3"], directions: Float[np.ndarray, "rays 3"]) -> Hits:
-        """Finds where rays first meet the surface, from inside or outside."""
-        hits = self._intersect(
-            (origins - self.origin) @ self.rotation / self.scale, directions @ self.rotation / self.scale
-        )
-        return hits._replace(normals=hits.normals @ self.rotation.T)
+    def distances(
+        self, origins: Float[np.ndarray, "rays 3"], directions: Float[np.ndarray, "rays 3"]
+    ) -> Float[np.ndarray, " rays"]:
+        """Finds where rays first meet the surface: the ray parameter (metres for unit directions), inf = nowhere."""
+        return self._distances((origins - self.origin) @ self.rotation / self.scale, directions @ self.rotation / self.scale)
+
+    def normals(self, points: Float[np.ndarray, "points 3"]) -> Float[np.ndarray, "points 3"]:
+        """Returns unit outward normals at points on the surface, smoothed over gentle corners for shading."""
+        return self._normals(self.local(points)) @ self.rotation.T
 
     def contains(self, points: Float[np.ndarray, "points 3"]) -> Bool[np.ndarray, " points"]:
         """Tells which world points lie inside the body."""
-        return self._contains((points - self.origin) @ self.rotation / self.scale)
+        return self._contains(self.local(points))
 
     def surface_points(self, spacing: float, rng: np.random.Generator) -> SurfacePoints:
         """Spreads points over the surface about ``spacing`` metres apart, jittered so that no rows show."""
@@ -89,7 +81,10 @@ class Solid:
     def _local_area(self) -> float:
         raise NotImplementedError
 
-    def _intersect(self, origins: np.ndarray, directions: np.ndarray) -> Hits:
+    def _distances(self, origins: np.ndarray, directions: np.ndarray) -> np.ndarray:
+        raise NotImplementedError
+
+    def _normals(self, points: np.ndarray) -> np.ndarray:
         raise NotImplementedError
 
     def _contains(self, points: np.ndarray) -> np.ndarray:
@@ -109,28 +104,25 @@ class Lathe(Solid):
 
     profile: np.ndarray
 
+    @cached_property
     def _edges(self) -> tuple[np.ndarray, np.ndarray]:
-        """Returns the outline's edges that sweep a surface ([S, 2] starts and ends); those on the axis do not."""
+        """The outline's edges that sweep a surface ([S, 2] starts and ends); those on the axis do not."""
         starts, ends = self.profile, np.roll(self.profile, -1, axis=0)
         kept = (np.abs(ends - starts).max(1) > 1e-9) & (np.maximum(starts[:, 0], ends[:, 0]) > 1e-9)
         return starts[kept], ends[kept]
 
+    @cached_property
     def _edge_normals(self) -> tuple[np.ndarray, np.ndarray]:
-        """Returns the normals in the half plane at both ends of each edge, [S, 2] each, averaged over gentle corners."""
-        starts, ends = self._edges()
-        flat = np.stack([(ends - starts)[:, 1], -(ends - starts)[:, 0]], 1)
-        flat /= np.linalg.norm(flat, axis=1, keepdims=True)
+        """The normals in the half plane at both ends of each edge, [S, 2] each, averaged over gentle corners."""
+        starts, ends = self._edges
+        flat = _unit(np.stack([(ends - starts)[:, 1], -(ends - starts)[:, 0]], 1))
         previous, following = np.roll(flat, 1, axis=0), np.roll(flat, -1, axis=0)
-        joined_before = (np.abs(starts - np.roll(ends, 1, axis=0)).max(1) < 1e-9) & (
-            (flat * previous).sum(1) > SHARP_CORNER_COSINE
-        )
+        is_joined = np.abs(starts - np.roll(ends, 1, axis=0)).max(1) < 1e-9
+        joined_before = is_joined & (_dots(flat, previous) > SHARP_CORNER_COSINE)
         joined_after = np.roll(joined_before, -1)
         at_start = np.where(joined_before[:, None], flat + previous, flat)
         at_end = np.where(joined_after[:, None], flat + following, flat)
-        return (
-            at_start / np.linalg.norm(at_start, axis=1, keepdims=True),
-            at_end / np.linalg.norm(at_end, axis=1, keepdims=True),
-        )
+        return _unit(at_start), _unit(at_end)
 
     def _local_bounds(self) -> tuple[np.ndarray, np.ndarray]:
         radius = self.profile[:, 0].max()
@@ -138,11 +130,11 @@ class Lathe(Solid):
         return np.array([-radius, -radius, low]), np.array([radius, radius, high])
 
     def _local_area(self) -> float:
-        starts, ends = self._edges()
+        starts, ends = self._edges
         return float((np.pi * (starts[:, 0] + ends[:, 0]) * np.linalg.norm(ends - starts, axis=1)).sum())
 
-    def _intersect(self, origins: np.ndarray, directions: np.ndarray) -> Hits:
-        starts, ends = self._edges()
+    def _distances(self, origins: np.ndarray, directions: np.ndarray) -> np.ndarray:
+        starts, ends = self._edges
         level = np.abs(ends[:, 1] - starts[:, 1]) < 1e-9
         distances = np.full((len(origins), len(starts)), np.inf)
         axis = np.zeros((2, int((~level).sum()), 3))
@@ -158,16 +150,21 @@ class Lathe(Solid):
             )
             inner, outer = (pick(starts[level, 0], ends[level, 0]) for pick in (np.minimum, np.maximum))
             distances[:, level] = np.where((t > NEAREST_HIT) & (radius >= inner) & (radius <= outer), t, np.inf)
-        edge = distances.argmin(1)
-        nearest = distances[np.arange(len(edge)), edge]
-        points = origins + np.where(np.isfinite(nearest), nearest, 0.0)[:, None] * directions
-        at_start, at_end = self._edge_normals()
+        return distances.min(1)
+
+    def _normals(self, points: np.ndarray) -> np.ndarray:
+        starts, ends = self._edges
+        at_start, at_end = self._edge_normals
+        radius = np.hypot(points[:, 0], points[:, 1])
+        planar = np.stack([radius, points[:, 2]], 1)
         span = ends - starts
-        along = ((np.hypot(points[:, 0], points[:, 1]) - starts[edge, 0]) * span[edge, 0]) + (
-            points[:, 2] - starts[edge, 1]
-        ) * span[edge, 1]
-        along = np.clip(along / (span**2).sum(1)[edge], 0, 1)[:, None]
-        return Hits(nearest, _revolve_normals((1 - along) * at_start[edge] + along * at_end[edge], points))
+        along = np.clip((planar @ span.T - _dots(starts, span)) / _dots(span, span), 0, 1)
+        offset = planar[:, None] - starts - along[..., None] * span
+        edge = np.einsum("psk,psk->ps", offset, offset).argmin(1)
+        along = along[np.arange(len(edge)), edge][:, None]
+        normals = (1 - along) * at_start[edge] + along * at_end[edge]
+        outwards = points[:, :2] / np.maximum(radius, 1e-12)[:, None]
+        return _unit(np.concatenate([normals[:, :1] * outwards, normals[:, 1:]], 1))
 
     def _contains(self, points: np.ndarray) -> np.ndarray:
         radius, z = np.hypot(points[:, 0], points[:, 1])[:, None], points[:, 2:]
@@ -178,8 +175,8 @@ class Lathe(Solid):
         return (straddles & (radius < crossing)).sum(1) % 2 == 1
 
     def _surface_points(self, spacing: float, rng: np.random.Generator) -> SurfacePoints:
-        starts, ends = self._edges()
-        at_start, at_end = self._edge_normals()
+        starts, ends = self._edges
+        at_start, at_end = self._edge_normals
         edge, along = _rows_along(np.linalg.norm(ends - starts, axis=1), spacing, rng)
         outline = starts[edge] + along[:, None] * (ends - starts)[edge]
         normals = (1 - along[:, None]) * at_start[edge] + along[:, None] * at_end[edge]
@@ -206,15 +203,12 @@ class Tube(Solid):
         sides = np.pi * (self.radii[1:] + self.radii[:-1]) * lengths
         return float(sides.sum() + 2 * np.pi * (self.radii[0] ** 2 + self.radii[-1] ** 2))
 
-    def _intersect(self, origins: np.ndarray, directions: np.ndarray) -> Hits:
+    def _distances(self, origins: np.ndarray, directions: np.ndarray) -> np.ndarray:
         starts, ends = self.nodes[:-1], self.nodes[1:]
         sides = _frustum_distances(origins, directions, starts, ends, self.radii[:-1], self.radii[1:])
         distances = np.concatenate([sides, _sphere_distances(origins, directions, self.nodes, self.radii)], 1)
-        # A ray from inside one piece may meet that piece's wall inside the next: only the outer skin counts. Rays start
-        # outside in all uses, where the nearest hit is on the skin.
-        nearest = distances.min(1)
-        points = origins + np.where(np.isfinite(nearest), nearest, 0.0)[:, None] * directions
-        return Hits(nearest, self._normals(points))
+        # Inside the rope, pieces have walls in one another; from outside, where rays start, the skin comes first.
+        return distances.min(1)
 
     def _normals(self, points: np.ndarray) -> np.ndarray:
         """Returns directions away from the nearest point of the centre line (by distance relative to the radius)."""
@@ -271,11 +265,12 @@ class Ellipsoid(Solid):
         a, b, c = self.radii**1.6075  # Thomsen's formula, within 1.1 %
         return float(4 * np.pi * ((a * b + a * c + b * c) / 3) ** (1 / 1.6075))
 
-    def _intersect(self, origins: np.ndarray, directions: np.ndarray) -> Hits:
+    def _distances(self, origins: np.ndarray, directions: np.ndarray) -> np.ndarray:
         centre, unit = np.zeros((1, 3)), np.ones(1)
-        nearest = _sphere_distances(origins / self.radii, directions / self.radii, centre, unit)[:, 0]
-        points = origins + np.where(np.isfinite(nearest), nearest, 0.0)[:, None] * directions
-        return Hits(nearest, _unit(points / self.radii**2))
+        return _sphere_distances(origins / self.radii, directions / self.radii, centre, unit)[:, 0]
+
+    def _normals(self, points: np.ndarray) -> np.ndarray:
+        return _unit(points / self.radii**2)
 
     def _contains(self, points: np.ndarray) -> np.ndarray:
         return ((points / self.radii) ** 2).sum(1) < 1
@@ -298,21 +293,22 @@ class Box(Solid):
         a, b, c = self.half_sizes
         return float(8 * (a * b + b * c + a * c))
 
-    def _intersect(self, origins: np.ndarray, directions: np.ndarray) -> Hits:
+    def _distances(self, origins: np.ndarray, directions: np.ndarray) -> np.ndarray:
         enter, leave = np.full(len(origins), -np.inf), np.full(len(origins), np.inf)
-        enter_axis, leave_axis = np.zeros(len(origins), int), np.zeros(len(origins), int)
         for axis in range(3):
             # A ray parallel to a slab gives infinities of the right sign; a tiny slope avoids 0 * inf.
             slope = np.where(np.abs(directions[:, axis]) < 1e-12, 1e-12, directions[:, axis])
             middle, half = -origins[:, axis] / slope, self.half_sizes[axis] / np.abs(slope)
-            enter_axis[middle - half > enter], leave_axis[middle + half < leave] = axis, axis
             enter, leave = np.maximum(enter, middle - half), np.minimum(leave, middle + half)
-        is_outside = enter > NEAREST_HIT
-        nearest = np.where((enter <= leave) & (leave > NEAREST_HIT), np.where(is_outside, enter, leave), np.inf)
-        rows, axes = np.arange(len(origins)), np.where(is_outside, enter_axis, leave_axis)
-        normals = np.zeros_like(origins)
-        normals[rows, axes] = np.where(is_outside, -1.0, 1.0) * np.where(directions[rows, axes] < 0, -1.0, 1.0)
-        return Hits(nearest, normals)
+        nearest = np.where(enter > NEAREST_HIT, enter, leave)
+        return np.where((enter <= leave) & (leave > NEAREST_HIT), nearest, np.inf)
+
+    def _normals(self, points: np.ndarray) -> np.ndarray:
+        face = (np.abs(points) - self.half_sizes).argmax(1)
+        rows = np.arange(len(points))
+        normals = np.zeros_like(points)
+        normals[rows, face] = np.sign(points[rows, face])
+        return normals
 
     def _contains(self, points: np.ndarray) -> np.ndarray:
         return (np.abs(points) < self.half_sizes).all(1)
@@ -401,12 +397,6 @@ def _dots(one: np.ndarray, other: np.ndarray) -> np.ndarray:
 
 def _unit(vectors: np.ndarray) -> np.ndarray:
     return vectors / np.maximum(np.sqrt(_dots(vectors, vectors)), 1e-12)[:, None]
-
-
-def _revolve_normals(planar: np.ndarray, points: np.ndarray) -> np.ndarray:
-    """Turns (radial, z) normals into the azimuth of ``points``."""
-    radius = np.maximum(np.hypot(points[:, 0], points[:, 1]), 1e-12)[:, None]
-    return _unit(np.concatenate([planar[:, :1] * points[:, :2] / radius, planar[:, 1:]], 1))
 
 
 def _frustum_distances(
