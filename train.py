@@ -40,7 +40,7 @@ class ExportingTrainer(Trainer):
         """
         self.limit_predict_batches = 0  # only sets up the model and restores the checkpoint
         self.predict(model, datamodule=datamodule, ckpt_path=ckpt_path, return_predictions=False)
-        exporters = [callback for callback in self.callbacks if isinstance(callback, CheckpointExport)]
+        exporters = [callback for callback in self.callbacks if isinstance(callback, CheckpointExport)]  # type: ignore[attr-defined]
         for exporter in exporters or [CheckpointExport()]:
             exporter.export(self, model, output)
 

@@ -7,10 +7,10 @@ from typing import Any
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import BasePredictionWriter
-from lightning_modules.functional.colour_maps import turbo
 from typing_extensions import override
 
 from callbacks.writers.pictures import write_png
+from lightning_modules.functional.colour_maps import turbo
 from lightning_modules.language_field import FieldPrediction
 
 MASK_COLOUR = (1.0, 0.0, 0.0)

@@ -2,8 +2,10 @@
 
 from typing import Any
 
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import Callback, Trainer
 from typing_extensions import override
+
+from lightning_modules.language_field import LanguageFieldModule
 
 
 def current_layer(step: int, schedule_steps: int, num_layers: int) -> int:
@@ -27,6 +29,8 @@ class ProgressiveLayers(Callback):
         self.schedule_steps = schedule_steps
 
     @override
-    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LanguageFieldModule, batch: Any, batch_idx: int
+    ) -> None:
         field = pl_module.field
         field.active_layers.fill_(current_layer(trainer.global_step, self.schedule_steps, field.num_layers) + 1)

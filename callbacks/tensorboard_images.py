@@ -1,10 +1,12 @@
 """Shows a language field in TensorBoard while it trains."""
 
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
-from lightning_modules.functional.colour_maps import turbo
 from typing_extensions import override
+
+from lightning_modules.functional.colour_maps import turbo
+from lightning_modules.language_field import LanguageFieldModule
 
 
 class TensorBoardImages(Callback):
@@ -22,10 +24,10 @@ class TensorBoardImages(Callback):
 
     @override
     @torch.no_grad()
-    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_validation_end(self, trainer: Trainer, pl_module: LanguageFieldModule) -> None:
         if trainer.sanity_checking or not trainer.is_global_zero or not isinstance(trainer.logger, TensorBoardLogger):
             return
-        view = next(iter(trainer.datamodule.val_dataloader()), None)
+        view = next(iter(pl_module.data.val_dataloader()), None)
         if view is None:
             return
         view = trainer.strategy.batch_to_device(view, pl_module.device)

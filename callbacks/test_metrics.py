@@ -4,9 +4,12 @@ import json
 from pathlib import Path
 
 from lightning.pytorch import Callback, LightningModule, Trainer
+from rich.console import Console
+from rich.table import Table
 from typing_extensions import override
 
 from datamodules.readers.atomic_files import replacing
+from lightning_modules.language_field import LanguageFieldModule
 
 
 class TestMetricsFile(Callback):
@@ -21,7 +24,16 @@ class TestMetricsFile(Callback):
         path.parent.mkdir(parents=True, exist_ok=True)
         with replacing(path) as temporary:
             temporary.write_text(json.dumps(metrics, indent=2) + "\n")
-        # A field knows how each prompt did; the means above hide the prompts that fail.
-        if hasattr(pl_module, "print_prompt_table"):
-            pl_module.print_prompt_table()
+        if isinstance(pl_module, LanguageFieldModule):
+            print_prompts(pl_module)
         print(f"Written: {path}")
+
+
+def print_prompts(module: LanguageFieldModule) -> None:
+    """Prints how each prompt did; the means hide the prompts that fail."""
+    table = Table("prompt", "frames", "IoU", "localized", title="By prompt, worst first")
+    ious, hits = (module.per_prompt(f"test/{name}") for name in ("miou", "localization_accuracy"))
+    for prompt, (iou, frames) in sorted(ious.items(), key=lambda item: item[1][0]):
+        table.add_row(prompt, str(frames), f"{iou:.3f}", f"{hits[prompt][0]:.2f}")
+    if ious:
+        Console().print(table)

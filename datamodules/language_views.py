@@ -1,6 +1,6 @@
 """The views of a scene in memory: integer maps as small as they go, photographs and label masks made when asked for."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -62,6 +62,9 @@ class LanguageViews(Dataset[LanguageView]):
     def names(self) -> list[str]:
         """The stems of the views."""
         return [self._stored[view_id].name for view_id in self.view_ids]
+
+    def __iter__(self) -> Iterator[LanguageView]:
+        return (self[index] for index in range(len(self)))
 
     def __len__(self) -> int:
         return len(self.view_ids)

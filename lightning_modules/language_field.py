@@ -9,17 +9,18 @@ from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities import rank_zero_info
 from rich.progress import track
 from torch import Tensor, nn
-from torchmetrics import MeanMetric
+from torchmetrics import MeanMetric, Metric
 from typing_extensions import override
 
-from datamodules.batches import LanguageView
+from datamodules.batches import LanguageView, PromptLabels
 from lightning_modules.functional.codebook import codebook_usage, residual_assign, residual_kmeans
 from lightning_modules.functional.coefficient_space import cosine_similarity_to_targets, relevancy
 from lightning_modules.functional.collectives import broadcast_from_first
+from lightning_modules.functional.colour_maps import feature_colours
 from lightning_modules.functional.feature_losses import absolute_difference_to_targets
 from lightning_modules.functional.gaussians import GaussianScene
 from lightning_modules.functional.image_quality import peak_signal_to_noise
-from lightning_modules.functional.lerf_protocol import ProtocolSettings, localize, segment
+from lightning_modules.functional.lerf_protocol import ProtocolSettings, best_level_masks, localize, segment
 from lightning_modules.functional.lifting import MaskWeights, mask_weights_of_view
 from lightning_modules.functional.mask_denoising import DenoisingSettings, denoise_mask_features
 from lightning_modules.functional.mask_table import MaskTable, gather_mask_table
@@ -35,10 +36,10 @@ from lightning_modules.functional.rasterization import (
     splat_codes,
     splat_dense,
 )
-from lightning_modules.functional.reliability import GateSettings, reliable_gaussians
+from lightning_modules.functional.reliability import GateSettings, gate_gaussians
 from lightning_modules.functional.sparse_codes import SparseCodes
 from lightning_modules.functional.sparse_coding import code_by_histogram, code_by_simplex_pursuit
-from lightning_modules.metrics.open_vocabulary import LocalizationAccuracy, OpenVocabularyIoU
+from lightning_modules.metrics.open_vocabulary import LocalizationAccuracy, MeanOverPrompts, OpenVocabularyIoU
 from lightning_modules.networks.language_field import LanguageField
 
 ALPHA_GATE = 0.5  # pixels the scene covers less than this have no language of their own; reported beside the protocol
@@ -78,6 +79,12 @@ class LanguageFieldModule(LightningModule):
         view_cache_mib: Memory for the projected and sorted Gaussians of views already seen.
         seed: Seed of k-means and pixel sampling.
     """
+
+    field: LanguageField
+    metrics: nn.ModuleDict
+    scene_fingerprint: Tensor
+    negative_embeddings: Tensor
+    field_step: Tensor
 
     def __init__(
         self,
@@ -121,18 +128,16 @@ class LanguageFieldModule(LightningModule):
         self.cos_loss, self.l1_loss, self.normalize = cos_loss, l1_loss, normalize
         self.codebook_lr, self.logits_lr, self.pixels_per_step = codebook_lr, logits_lr, pixels_per_step
         self.protocol, self.queries, self.seed = protocol, queries, seed
-        self.field: LanguageField | None = None
         self._view_cache: OrderedDict[int, PreparedView] = OrderedDict()
         self._view_cache_bytes = view_cache_mib * 2**20
-        self.metrics = evaluation_metrics()
 
     # Set-up
 
     @override
     def configure_model(self) -> None:
-        if self.field is not None:
+        if "field" in self._modules:
             return
-        data = self.trainer.datamodule  # type: ignore[attr-defined]
+        data = self.data
         for name, tensor in data.gaussians._asdict().items():
             self.register_buffer(f"scene_{name}", tensor, persistent=False)
         self.register_buffer("scene_fingerprint", scene_fingerprint(data.gaussians))
@@ -147,9 +152,15 @@ class LanguageFieldModule(LightningModule):
             support="fixed" if self.initialisation == "lift" else "free",
             share_codebook=self.share_codebook,
         )
+        self.metrics = evaluation_metrics(data.prompts)
         self.field.logits.requires_grad_(self.logits_lr > 0)
         self.field.codebooks.requires_grad_(self.codebook_lr > 0)
         self.register_buffer("field_step", torch.tensor(0))  # optimizer steps behind the field; survives outside fit
+
+    @property
+    def data(self) -> Any:
+        """The data module of the run: a ``LerfDataModule``, or what has its properties."""
+        return self.trainer.datamodule  # type: ignore[attr-defined]
 
     @property
     def scene(self) -> GaussianScene:
@@ -175,10 +186,10 @@ class LanguageFieldModule(LightningModule):
     def configure_optimizers(self) -> torch.optim.Optimizer:
         # eps as in LangSplatV2; no weight decay, which would shrink the layers that wait for their turn.
         groups = [
-            {"params": [self.field.codebooks], "lr": self.codebook_lr, "name": "codebook"},
-            {"params": [self.field.logits], "lr": self.logits_lr, "name": "logits"},
+            {"params": [parameter], "lr": rate}
+            for parameter, rate in ((self.field.codebooks, self.codebook_lr), (self.field.logits, self.logits_lr))
+            if rate > 0
         ]
-        groups = [group for group in groups if group["lr"] > 0]
         if not groups:
             raise ValueError("codebook_lr and logits_lr are both 0: nothing to train. Set one of them above 0.")
         return torch.optim.Adam(groups, eps=1e-15)
@@ -206,9 +217,12 @@ class LanguageFieldModule(LightningModule):
         )
         reliable = torch.ones(self.scene.num_gaussians, dtype=torch.bool, device=self.device)
         if self.gate is not None:
-            verdict = reliable_gaussians(self.scene, masks.weights, masks.features, self.gate)
-            rank_zero_info(verdict.describe())
-            reliable = broadcast_from_first(verdict.keep)
+            reliability = gate_gaussians(self.scene, masks.weights, masks.features, self.gate)
+            kept, skipped = float(reliability.keep.float().mean()), reliability.skipped
+            rank_zero_info(
+                f"Gate: keeps language on {kept:.0%} of the Gaussians" + (f" ({skipped})." if skipped else ".")
+            )
+            reliable = broadcast_from_first(reliability.keep.byte()).bool()
         if self.initialisation == "zeros":
             self.field.set_zeros(codebook, reliable)
             return
@@ -223,7 +237,7 @@ class LanguageFieldModule(LightningModule):
 
     def collect_masks(self) -> MaskTable:
         """Blends the training views once and sums each Gaussian's weight in every mask; processes share the views."""
-        data = self.trainer.datamodule  # type: ignore[attr-defined]
+        data = self.data
         features, view_ids = [], []
         weights: list[list[MaskWeights]] = [[] for _ in range(data.num_levels)]
         loader = data.lifting_dataloader()
@@ -253,6 +267,7 @@ class LanguageFieldModule(LightningModule):
 
     @override
     def training_step(self, view: LanguageView, batch_idx: int) -> Tensor:
+        assert view.mask_ids is not None  # views to train on have masks
         seeds = (self.seed, self.current_epoch, batch_idx, self.global_rank)
         pixel_ids = sample_labelled_pixels(view.mask_ids, self.pixels_per_step, seeds)
         weight_map = self._training_weight_map(blending_weights(self.prepared(view), pixel_ids))
@@ -273,12 +288,13 @@ class LanguageFieldModule(LightningModule):
         return weight_map
 
     def _level_loss(self, weight_map: Tensor, level: int, view: LanguageView, target_ids: Tensor) -> Tensor:
+        assert view.mask_features is not None
         weights, codebook = self.field.level_weights(weight_map, level), self.field.level_codebook(level)
         labelled = (target_ids >= 0).sum().clamp_min(1)
         loss = weight_map.new_zeros(())
         if self.cos_loss:
             cosine = cosine_similarity_to_targets(weights, codebook, view.mask_features, target_ids)
-            loss = loss + ((target_ids >= 0) - cosine).sum() / labelled
+            loss = loss + 1 - cosine.sum() / labelled  # unlabelled pixels have cosine 0
         if self.l1_loss:
             difference = absolute_difference_to_targets(
                 weights, codebook, view.mask_features, target_ids, normalize=self.normalize
@@ -366,23 +382,20 @@ class LanguageFieldModule(LightningModule):
     def _evaluate(
         self, view: LanguageView, stage: str, codes: SparseCodes, *, suffix: str = "", alpha_gate: float = 0.0
     ) -> None:
-        if view.labels is None or not view.labels.prompts:
+        if view.labels is None:
             return
         weight_map, alpha = render_codes(self.prepared(view), codes)
         weight_map = weight_map * (alpha >= alpha_gate)[:, None]
-        maps = self.relevancy_maps(weight_map, view.labels.embeddings, view)
-        self._score(view, stage, maps, suffix)
+        self._score(view.labels, stage, self.relevancy_maps(weight_map, view.labels.embeddings, view), suffix)
 
     def _evaluate_ceiling(self, view: LanguageView) -> None:
         """Scores the geometry itself: every Gaussian with its true feature, where a synthetic world knows it."""
-        ceiling = self.trainer.datamodule.ceiling  # type: ignore[attr-defined]
-        if ceiling is None or view.labels is None or not view.labels.prompts:
+        if self.data.ceiling is None or view.labels is None:
             return
-        ids, table = ceiling.ids.to(self.device), ceiling.features.to(self.device)
+        ids, table = self.data.ceiling.ids.to(self.device), self.data.ceiling.features.to(self.device)
         offsets = torch.arange(ids.shape[1], device=self.device) * table.shape[0]
-        codes = SparseCodes(
-            (ids.clamp_min(0) + offsets).to(torch.int16), (ids >= 0).float(), ids.shape[1] * table.shape[0]
-        )
+        channels = (ids.clamp_min(0) + offsets).to(torch.int16)
+        codes = SparseCodes(channels, (ids >= 0).float(), ids.shape[1] * table.shape[0])
         weight_map, _ = render_codes(self.prepared(view), codes)
         size = (view.camera.height, view.camera.width)
         maps = torch.stack(
@@ -391,25 +404,23 @@ class LanguageFieldModule(LightningModule):
                 for weights in weight_map.split(table.shape[0], dim=1)
             ]
         )
-        self._score(view, "test", maps, "_ceiling")
+        self._score(view.labels, "test", maps, "_ceiling")
 
-    def _score(self, view: LanguageView, stage: str, maps: Tensor, suffix: str) -> None:
+    def _score(self, labels: PromptLabels, stage: str, maps: Tensor, suffix: str) -> None:
         segmentation = segment(maps, self.protocol)
-        masks, prompts = view.labels.masks, view.labels.prompts
-        self.metrics[f"{stage}/miou{suffix}"].update(segmentation.masks, masks, prompts)
-        best = best_level_masks(segmentation.level_masks, masks)
-        self.metrics[f"{stage}/miou_best_level{suffix}"].update(best, masks, prompts)
-        hits = localize(maps, view.labels.boxes, self.protocol).hits
-        self.metrics[f"{stage}/{'localization' if suffix == '_ceiling' else 'localization_accuracy'}{suffix}"].update(
-            hits
-        )
+        best = best_level_masks(segmentation.level_masks, labels.masks)
+        hits = localize(maps, labels.boxes, self.protocol).hits
+        localization = "localization" if suffix == "_ceiling" else "localization_accuracy"
+        self._update(f"{stage}/miou{suffix}", segmentation.masks, labels.masks, labels.prompts)
+        self._update(f"{stage}/miou_best_level{suffix}", best, labels.masks, labels.prompts)
+        self._update(f"{stage}/{localization}{suffix}", hits, labels.prompts)
 
     def _evaluate_photograph(self, view: LanguageView) -> None:
         """Compares with the photograph itself: its colours, and its own features where they were held out."""
         if view.image is not None:
             psnr = peak_signal_to_noise(self.render(view).rgb, view.image.flatten(0, 1) / 255)
-            self.metrics["test/psnr"].update(psnr)
-        if view.mask_ids is None:
+            self._update("test/psnr", psnr)
+        if view.mask_ids is None or view.mask_features is None:
             return
         weight_map, _ = self.weight_map(view)
         generator = torch.Generator().manual_seed(self.seed)
@@ -418,7 +429,12 @@ class LanguageFieldModule(LightningModule):
             weights, codebook = self.field.level_weights(weight_map, level), self.field.level_codebook(level)
             for name, features in {"cosine": view.mask_features, "cosine_shuffled": shuffled}.items():
                 cosine = cosine_similarity_to_targets(weights, codebook, features, ids)
-                self.metrics[f"test/{name}"].update(cosine[ids >= 0])
+                self._update(f"test/{name}", cosine[ids >= 0])
+
+    def _update(self, name: str, *values: Any) -> None:
+        metric = self.metrics[name]
+        assert isinstance(metric, Metric)
+        metric.update(*values)
 
     @override
     def on_validation_epoch_end(self) -> None:
@@ -430,11 +446,17 @@ class LanguageFieldModule(LightningModule):
 
     def _log_metrics(self, stage: str) -> None:
         for name, metric in self.metrics.items():
-            if name.startswith(stage):
+            if name.startswith(stage) and isinstance(metric, Metric):
                 value = metric.compute()  # on every process: computing gathers
                 metric.reset()
                 if not value.isnan():  # nothing of the kind was in the data
                     self.log(name, value, prog_bar=name == "val/miou")
+
+    def per_prompt(self, name: str) -> dict[str, tuple[float, int]]:
+        """Returns, of a metric over prompts, each prompt's mean and number of frames in the last evaluation."""
+        metric = self.metrics[name]
+        assert isinstance(metric, MeanOverPrompts)
+        return metric.per_prompt
 
     # Pictures
 
@@ -443,7 +465,7 @@ class LanguageFieldModule(LightningModule):
         """Answers the prompts in one view."""
         if self.queries:
             prompts = tuple(self.queries)
-            embeddings = self.trainer.datamodule.encode_text(self.queries).to(self.device)  # type: ignore[attr-defined]
+            embeddings = self.data.encode_text(self.queries).to(self.device)
         elif view.labels is not None:
             prompts, embeddings = view.labels.prompts, view.labels.embeddings
         else:
@@ -496,14 +518,14 @@ class FieldPrediction(NamedTuple):
     feature_colours: Float[Tensor, "levels height width 3"]
 
 
-def evaluation_metrics() -> nn.ModuleDict:
+def evaluation_metrics(prompts: list[str]) -> nn.ModuleDict:
     """Returns the metrics by the names they are logged under; states are sums, so processes add up."""
     metrics: dict[str, nn.Module] = {}
     for scored in ("val/{}", "test/{}", "test/{}_alpha_gated", "test/{}_ungated", "test/{}_ceiling"):
         localization = "localization" if scored.endswith("ceiling") else "localization_accuracy"
-        metrics[scored.format("miou")] = OpenVocabularyIoU()
-        metrics[scored.format("miou_best_level")] = OpenVocabularyIoU()
-        metrics[scored.format(localization)] = LocalizationAccuracy()
+        metrics[scored.format("miou")] = OpenVocabularyIoU(prompts)
+        metrics[scored.format("miou_best_level")] = OpenVocabularyIoU(prompts)
+        metrics[scored.format(localization)] = LocalizationAccuracy(prompts)
     for name in ("psnr", "cosine", "cosine_shuffled"):
         metrics[f"test/{name}"] = MeanMetric()
     return nn.ModuleDict(metrics)

@@ -88,7 +88,7 @@ def read_gaussian_ply(path: str | Path) -> GaussianScene:
     harmonics = columns["colours"][:, None, :]
     if num_rest:
         rest = np.stack([vertex[name] for name in rest_names], axis=1).astype(np.float32)
-        harmonics = np.concatenate([harmonics, rest.reshape(len(rest), 3, -1).transpose(0, 2, 1)], axis=1)
+        harmonics = np.concatenate([harmonics, rest.reshape(len(rest), 3, num_rest // 3).transpose(0, 2, 1)], axis=1)
     return checked_scene(
         path,
         torch.from_numpy(columns["means"]),

@@ -120,8 +120,8 @@ def write_lerf_label(path: str | Path, frame: LabelledFrame, image_name: str | N
 def polygon_mask(polygon: Float[np.ndarray, "corners 2"], width: int, height: int) -> Bool[np.ndarray, "height width"]:
     """Fills a polygon of x y corners as LERF-OVS is evaluated: OpenCV's ``fillPoly`` on corners truncated to integers.
 
-    Rows are filled between pairs of crossings (even-odd, crossings in 16 bits of fraction, rounded); then the outline is
-    drawn. Equal to OpenCV pixel by pixel for a polygon inside the image.
+    Rows are filled between pairs of crossings (even-odd; 16 bits of fraction, rounded), then the outline is drawn.
+    Equal to OpenCV 4 pixel by pixel for a polygon inside the image.
     """
     start = np.trunc(polygon).astype(np.int64)
     end = np.roll(start, -1, axis=0)

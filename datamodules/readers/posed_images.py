@@ -34,7 +34,7 @@ def by_stem(path: Path, images: Iterable[PosedImage]) -> dict[str, PosedImage]:
         ValueError: If two photographs share a stem, or there are none.
     """
     keyed: dict[str, PosedImage] = {}
-    for image in images:
+    for image in sorted(images, key=lambda image: image.name):
         stem = image_stem(image.name)
         if stem in keyed:
             raise ValueError(

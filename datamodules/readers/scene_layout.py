@@ -85,7 +85,8 @@ def find_photos(folder: Path, images: Iterable[PosedImage]) -> tuple[dict[str, P
     if not by_stem:
         raise FileNotFoundError(
             f"{folder} {'holds no photos' if folder.is_dir() else 'does not exist'}; allowed: "
-            f"{', '.join(IMAGE_SUFFIXES)}. Give the folder as data.init_args.images, or train without photos (data.init_args.load_images=false)."
+            f"{', '.join(IMAGE_SUFFIXES)}. Give the folder as data.init_args.images, or train without photos "
+            "(data.init_args.load_images=false)."
         )
     photos: dict[str, Path] = {}
     missing = []

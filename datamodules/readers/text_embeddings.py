@@ -170,7 +170,7 @@ def load_open_clip(model_name: str, pretrained: str, device: str = "cpu") -> tor
         model = open_clip.create_model(
             model_name, pretrained=weights, device=device, force_quick_gelu=config.get("quick_gelu", False)
         )
-    except (RuntimeError, pickle.UnpicklingError, EOFError, KeyError) as error:
+    except (RuntimeError, AssertionError, pickle.UnpicklingError, EOFError, KeyError) as error:  # all by open_clip
         reason = " ".join(str(error).split())[:160]
         raise ValueError(
             f"{weights}: the weights do not fit {model_name}, or are damaged ({reason}). Give the model_name they were "

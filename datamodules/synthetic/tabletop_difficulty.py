@@ -10,9 +10,8 @@ class Difficulty:
     Attributes:
         elevations_deg: Lowest and highest camera above the table; the lower, the more objects hide one another.
         dropped: Masks that the segmenter missed.
-        stuff_dropped: The same for floor, walls and furniture, on large plain surfaces of which a segmenter's point prompts
-            rarely agree; with borders and
-            dropped masks it leaves about 40 % of all pixels without a label, as in LangSplat's maps of real photos.
+        stuff_dropped: The same for floor, walls and furniture: a segmenter's point prompts rarely agree on large plain
+            surfaces. It leaves about 40 % of all pixels without a label, as in LangSplat's maps of real photos.
         merged: Masks that swallowed a neighbour; the feature is the area-weighted mixture.
         split: Masks cut in two along a random line.
         border_jitter_px: Standard deviation, at 320 pixels width, of the smooth displacement of a mask's border.

@@ -1,24 +1,18 @@
-"""Exact cosines, norms and relevancy of decoded features, computed from the weight map without decoding it.
+"""Cosines with decoded features, computed from the coefficients alone.
 
-A pixel's decoded feature is ``f = w S`` with coefficients ``w [K]`` and codebook ``S [K, C]``. With the Gram matrix
-``G = S S^T [K, K]`` and scores ``A = S T^T [K, M]`` against unit vectors ``T [M, C]``,
-
-    ``|f|^2 = w G w^T``  and  ``cos(f, t_m) = (w A_m) / |f|``,
-
-so everything a loss or a query asks is K numbers a pixel instead of C. Weight maps are pixel-major ``[P, K]``; the
-layers of a residual codebook are concatenated (``[layers, size, C]`` flattened to ``[K, C]``). Slices of a wider map
-(one level of several) need no copy.
-
-A pixel whose decoded feature is zero, or cancels to rounding noise, has no direction: its cosine is defined as 0 and it
-gives no gradient. (``torch.nn.functional.cosine_similarity`` gives it a gradient of 1/eps instead.) Relevancy follows:
-such a pixel scores 0.5, as in the dense reference.
+A decoded feature f = w S is linear in the coefficients w [K] over the codebook S [K, C]. With the Gram matrix
+G = S S^T its length is sqrt(w G w^T), and its inner product with any g is w (S g): exact, in K numbers per pixel
+instead of C.
 """
+
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
-from torch.autograd.function import FunctionCtx, once_differentiable
+from torch.autograd.function import once_differentiable
 
 from lightning_modules.functional.relevancy import contrast
 
@@ -42,9 +36,9 @@ def decoded_norms(
 
     It does not depend on a prompt: keep it per view and pass it to ``similarity`` and ``relevancy``.
     """
+    dtype = _working_dtype(weight_map)
     with torch.autocast(weight_map.device.type, enabled=False):
-        gram = _at_least_single(gram)
-        return torch.cat([_norms(_at_least_single(rows), gram) for rows in _blocks(weight_map)])
+        return torch.cat([_norms(rows.to(dtype), gram.to(dtype)) for (rows,) in _blocks(weight_map)])
 
 
 def normalized_coefficients(
@@ -69,7 +63,7 @@ def similarity(
         texts: Of any length; normalised here.
         norms: ``decoded_norms`` of the same map, if they are at hand; they are most of the work.
     """
-    return torch.cat([cosines for (cosines,) in _cosines(weight_map, codebook, [texts], norms)])
+    return torch.cat(list(_cosines(weight_map, codebook, texts, norms)))
 
 
 def relevancy(
@@ -81,7 +75,7 @@ def relevancy(
     temperature: float = 10.0,
     norms: Float[Tensor, " pixels"] | None = None,
 ) -> Float[Tensor, "pixels prompts"]:
-    """Returns LERF's relevancy of each pixel to each prompt, 0 to 1; equal to ``relevancy.relevancy`` on decoded features.
+    """Returns LERF's relevancy of each pixel to each prompt, 0 to 1: ``relevancy.relevancy`` of the decoded features.
 
     Args:
         weight_map: Coefficients.
@@ -94,8 +88,9 @@ def relevancy(
     Raises:
         ValueError: If there is no negative.
     """
-    blocks = _cosines(weight_map, codebook, [positives, negatives], norms)
-    return torch.cat([contrast(positive, negative, temperature) for positive, negative in blocks])
+    num_prompts = positives.shape[0]
+    blocks = _cosines(weight_map, codebook, torch.cat([positives, negatives]), norms)
+    return torch.cat([contrast(cosines[:, :num_prompts], cosines[:, num_prompts:], temperature) for cosines in blocks])
 
 
 def cosine_similarity_to_targets(
@@ -106,15 +101,14 @@ def cosine_similarity_to_targets(
 ) -> Float[Tensor, " pixels"]:
     """Returns the cosine between each pixel's decoded feature and the feature of its mask.
 
-    LangSplatV2's cosine loss is 1 - this, averaged. Differentiable once with respect to the weight map and the codebook,
-    in closed form; nothing of size pixels x channels is made, forward or backward. Targets are constants and get no
-    gradient.
+    LangSplatV2's cosine loss is 1 - this, averaged. Differentiable once with respect to the weight map and the
+    codebook, in closed form; nothing of size pixels x channels is made, forward or backward. Targets are constants.
 
     Args:
         weight_map: Coefficients. To train on parts of a wider map, ``split`` it once rather than slicing each part, so
             that the backward pass joins the parts in one go.
         codebook: Entries of all layers.
-        targets: Features of the masks, of any length.
+        targets: Features of the masks, of any length; they get no gradient.
         target_ids: Row of ``targets`` of each pixel. A pixel of no mask (below 0) has cosine 0 and no gradient, and so
             has one whose decoded feature or target is zero.
     """
@@ -122,55 +116,90 @@ def cosine_similarity_to_targets(
 
 
 class _CosineToTargets(torch.autograd.Function):
-    """Per pixel, with c the incoming gradient, n = |f| and a = A[m]:
+    """Closed form of ``cosine_similarity_to_targets``.
 
-    ``d/dw = c/n a - (c cos / n^2) G w``  and  ``d/dS = (W^T diag(c/n) onehot) T - (W^T diag(c cos / n^2) W) S``.
-    """  # noqa: D205
+    With c the incoming gradient of a pixel, n = |f| and a = A[m]:
+    ``d/dw = c/n a - (c cos / n^2) G w`` and ``d/dS = (W^T diag(c/n) onehot) T - (W^T diag(c cos / n^2) W) S``.
+    """
 
     @staticmethod
-    def forward(  # type: ignore[override]
-        ctx: FunctionCtx, weight_map: Tensor, codebook: Tensor, targets: Tensor, target_ids: Tensor
-    ) -> Tensor:
+    def forward(ctx: Any, weight_map: Tensor, codebook: Tensor, targets: Tensor, target_ids: Tensor) -> Tensor:
+        dtype = _working_dtype(weight_map)
         with torch.autocast(weight_map.device.type, enabled=False):
-            atoms, units = _at_least_single(codebook), F.normalize(_at_least_single(targets), dim=1)
-            if targets.shape[0] == 0:
-                units = targets.new_zeros(1, targets.shape[1], dtype=units.dtype)  # every pixel is without a mask
+            atoms, units = codebook.to(dtype), F.normalize(targets.to(dtype), dim=1)
+            if units.shape[0] == 0:  # every pixel is without a mask, but needs a row to look up
+                units = units.new_zeros(1, units.shape[1])
             gram, scores = atoms @ atoms.T, units @ atoms.T
             cosines, reciprocals = [], []
             for rows, ids in _blocks(weight_map, target_ids):
-                rows = _at_least_single(rows)
+                rows = rows.to(dtype)
                 reciprocal = _reciprocal(_norms(rows, gram)) * (ids >= 0)
                 cosines.append((rows * scores.index_select(0, ids.clamp_min(0))).sum(1) * reciprocal)
                 reciprocals.append(reciprocal)
             cosine, reciprocal = torch.cat(cosines), torch.cat(reciprocals)
         ctx.save_for_backward(weight_map, codebook, units, target_ids, cosine, reciprocal)
-        return cosine.to(weight_map.dtype)
+        return cosine
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:  # type: ignore[override]
-        weight_map, codebook, units, target_ids, cosine, reciprocal = ctx.saved_tensors  # type: ignore[attr-defined]
-        needs_weights, needs_codebook = ctx.needs_input_grad[:2]  # type: ignore[attr-defined]
-        atoms = _at_least_single(codebook)
-        gram, scores = atoms @ atoms.T, units @ atoms.T
-        to_target = grad.to(cosine.dtype) * reciprocal
-        to_self = to_target * cosine * reciprocal
-        grad_weights = torch.empty_like(weight_map) if needs_weights else None
-        by_mask = torch.zeros_like(scores)
-        by_entry = torch.zeros_like(gram)
-        grad_blocks = _blocks(weight_map if grad_weights is None else grad_weights)
-        for (rows, ids, along, back), (out,) in zip(
-            _blocks(weight_map, target_ids, to_target, to_self), grad_blocks, strict=True
-        ):
-            rows, ids = _at_least_single(rows), ids.clamp_min(0)
-            pulled = rows * back[:, None]
-            if needs_weights:
-                pushed = scores.index_select(0, ids) * along[:, None]
-                out.copy_(torch.addmm(pushed, pulled, gram, alpha=-1))
-            if needs_codebook:
-                by_entry.addmm_(rows.T, pulled)
-                by_mask.index_add_(0, ids, rows * along[:, None])
-        grad_codebook = None
-        if needs_codebook:
-            grad_codebook = torch.addmm(by_mask.T @ units, by_entry, atoms, alpha=-1).to(codebook.dtype)
-        return grad_weights, grad_codebook, None, None
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
+        weight_map, codebook, units, target_ids, cosine, reciprocal = ctx.saved_tensors
+        needs_weights, needs_codebook = ctx.needs_input_grad[:2]
+        dtype = cosine.dtype
+        with torch.autocast(weight_map.device.type, enabled=False):
+            atoms = codebook.to(dtype)
+            gram, scores = atoms @ atoms.T, units @ atoms.T
+            along_target = grad * reciprocal
+            along_self = along_target * cosine * reciprocal
+            by_mask, by_entry = torch.zeros_like(scores), torch.zeros_like(gram)
+            grad_weights = torch.empty_like(weight_map) if needs_weights else weight_map
+            for rows, out, ids, to_target, to_self in _blocks(
+                weight_map, grad_weights, target_ids, along_target, along_self
+            ):
+                rows, ids = rows.to(dtype), ids.clamp_min(0)
+                pulled = rows * to_self[:, None]
+                if needs_weights:
+                    pushed = scores.index_select(0, ids).mul_(to_target[:, None])
+                    out.copy_(pushed.addmm_(pulled, gram, alpha=-1))
+                if needs_codebook:
+                    by_entry.addmm_(rows.T, pulled)
+                    by_mask.index_add_(0, ids, rows * to_target[:, None])
+            grad_codebook = torch.addmm(by_mask.T @ units, by_entry, atoms, alpha=-1) if needs_codebook else None
+        return grad_weights if needs_weights else None, grad_codebook, None, None
+
+
+def _cosines(weight_map: Tensor, codebook: Tensor, texts: Tensor, norms: Tensor | None) -> Iterator[Tensor]:
+    """Yields the [rows, texts] cosines of each block of pixels."""
+    dtype = _working_dtype(weight_map)
+    with torch.autocast(weight_map.device.type, enabled=False):
+        atoms = codebook.to(dtype)
+        scores = atoms @ F.normalize(texts.to(dtype), dim=1).T
+        gram = gram_matrix(atoms) if norms is None else None
+        for rows, *lengths in _blocks(weight_map, *([] if norms is None else [norms])):
+            rows = rows.to(dtype)
+            length = _norms(rows, gram) if gram is not None else lengths[0]
+            yield (rows @ scores) * _reciprocal(length)[:, None]
+
+
+def _norms(weights: Tensor, gram: Tensor) -> Tensor:
+    squares = ((weights @ gram) * weights).sum(1)
+    # Below this, coefficients of both signs have cancelled and the rest is rounding.
+    noise = 4 * torch.finfo(gram.dtype).eps * gram.diagonal().amax() * weights.square().sum(1)
+    has_direction = squares > noise.clamp_min(MIN_NORM**2)
+    return torch.where(has_direction, squares, 1).sqrt() * has_direction
+
+
+def _reciprocal(norms: Tensor) -> Tensor:
+    positive = norms > 0
+    return torch.where(positive, norms, 1).reciprocal() * positive
+
+
+def _working_dtype(weight_map: Tensor) -> torch.dtype:
+    return torch.promote_types(weight_map.dtype, torch.float32)
+
+
+def _blocks(weight_map: Tensor, *per_pixel: Tensor) -> Iterator[Sequence[Tensor]]:
+    """Splits a weight map and whatever runs along its pixels into blocks of rows."""
+    limit = CPU_BLOCK_BYTES if weight_map.device.type == "cpu" else DEVICE_BLOCK_BYTES
+    rows = max(1, limit // max(1, weight_map.shape[1] * weight_map.element_size()))
+    return zip(*(tensor.split(rows) for tensor in (weight_map, *per_pixel)), strict=True)

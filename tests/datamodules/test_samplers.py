@@ -37,10 +37,16 @@ class NameRecorder(pl.LightningModule):
 
 
 def trainer(folder: Path, max_steps: int) -> pl.Trainer:
-    checkpoint = pl.callbacks.ModelCheckpoint(folder, filename="last", every_n_train_steps=1, enable_version_counter=False)
+    checkpoint = pl.callbacks.ModelCheckpoint(folder, "last", every_n_train_steps=1, enable_version_counter=False)
     return pl.Trainer(
-        max_steps=max_steps, accelerator="cpu", logger=False, callbacks=[checkpoint], enable_progress_bar=False, enable_model_summary=False, limit_val_batches=0,
-    )  # fmt: skip
+        max_steps=max_steps,
+        accelerator="cpu",
+        logger=False,
+        callbacks=[checkpoint],
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        limit_val_batches=0,
+    )
 
 
 def test_shuffle_is_a_function_of_seed_and_epoch_alone() -> None:
@@ -69,13 +75,15 @@ def test_training_shares_are_equally_long_and_cover_all_views(num_processes: int
 def test_evaluation_shares_hold_every_view_once(num_views: int, num_processes: int) -> None:
     samplers = [OrderedViews(Numbers(num_views), num_processes, rank) for rank in range(num_processes)]
     shares = [list(sampler) for sampler in samplers]
-    assert sorted(sum(shares, [])) == list(range(num_views))
+    assert sorted(view for share in shares for view in share) == list(range(num_views))
     assert [len(sampler) for sampler in samplers] == [len(share) for share in shares]
     assert all(share == sorted(share) for share in shares)
 
 
 @pytest.mark.parametrize(("num_workers", "stop"), [(0, 7), (0, 10), (2, 7), (2, 10)])
-def test_resume_in_mid_epoch_sees_the_same_views_into_the_next_epochs(tmp_path: Path, num_workers: int, stop: int) -> None:
+def test_resume_in_mid_epoch_sees_the_same_views_into_the_next_epochs(
+    tmp_path: Path, num_workers: int, stop: int
+) -> None:
     root = write_tiny_scene(tmp_path / "scene")
 
     def data() -> LerfDataModule:

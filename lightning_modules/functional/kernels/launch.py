@@ -10,10 +10,10 @@ import torch
 import warp as wp
 from torch import Tensor
 
-wp.config.log_level = wp.LOG_WARNING  # no banner and no line per loaded module
+wp.config.log_level = wp.LOG_WARNING  # no banner, no line per loaded module
 
-# Blocks per thread: enough that a thread with dense tiles does not keep the others waiting.
-_BLOCKS_PER_THREAD = 8
+_BLOCKS_PER_THREAD = 8  # a thread that meets dense tiles does not keep the others waiting
+_MIN_BLOCK_ROWS = 128  # below this the launch costs more than the rows
 
 
 @lru_cache(maxsize=1)
@@ -22,40 +22,43 @@ def _pool(process_id: int, num_threads: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(num_threads, thread_name_prefix=f"warp-{process_id}")
 
 
-def launch(kernel: Any, num_rows: int, arguments: Sequence[Any], device: torch.device) -> None:
+def launch(
+    kernel: Any, num_rows: int, arguments: Sequence[Any], device: torch.device, scratch: Sequence[int] | None = None
+) -> None:
     """Runs ``kernel`` for the rows 0 to ``num_rows`` - 1.
 
-    The kernel's first argument is the first row of its block and is added here: Warp has no offset for ``wp.tid()``.
-    On CPU the rows are split into blocks that run on as many threads as torch uses (a launch releases the GIL). A row
-    must write its own results only; then they do not depend on the number of threads or on their order.
+    The kernel's first argument is the first row of its block, because ``wp.tid()`` has no offset. On CPU the blocks run
+    on as many threads as torch uses (a launch releases the GIL). A row writes its own results only, so that they depend
+    neither on the number of threads nor on their order.
 
     Args:
-        kernel: A Warp kernel ``(start: int, *arguments)``.
+        kernel: A Warp kernel ``(start: int, *arguments)``, or ``(start: int, scratch, *arguments)``.
         num_rows: Logical threads.
-        arguments: Contiguous tensors of ``device``, numbers or Warp values.
+        arguments: Contiguous tensors of ``device``, or numbers.
         device: Where the tensors are.
+        scratch: Shape of a float32 tensor that each block gets for itself; its rows run one after the other, so one is
+            enough for all of them. Empty on CUDA, where rows run at once.
     """
     if num_rows == 0:
         return
-    values = [_descriptor(value) if isinstance(value, Tensor) else value for value in arguments]
+    values = [wp.from_torch(x.detach(), return_ctype=True) if isinstance(x, Tensor) else x for x in arguments]
     if device.type == "cuda":
         stream = wp.stream_from_torch(torch.cuda.current_stream(device))
-        wp.launch(kernel, dim=num_rows, inputs=[0, *values], stream=stream, device=stream.device)
+        own = [] if scratch is None else [wp.from_torch(torch.empty(0, *scratch[1:], device=device))]
+        wp.launch(kernel, dim=num_rows, inputs=[0, *own, *values], stream=stream, device=stream.device)
         return
     num_threads = torch.get_num_threads()
-    num_blocks = min(num_rows, num_threads * _BLOCKS_PER_THREAD) if num_threads > 1 else 1
+    num_blocks = min(-(-num_rows // _MIN_BLOCK_ROWS), num_threads * _BLOCKS_PER_THREAD) if num_threads > 1 else 1
     bounds = [num_rows * i // num_blocks for i in range(num_blocks + 1)]
     wp.load_module(kernel.module, device="cpu")
 
     def run(block: int) -> None:
         start, stop = bounds[block], bounds[block + 1]
-        wp.launch(kernel, dim=stop - start, inputs=[start, *values], device="cpu")
+        own = [] if scratch is None else [wp.from_torch(torch.empty(*scratch))]
+        wp.launch(kernel, dim=stop - start, inputs=[start, *own, *values], device="cpu")
 
     if num_blocks == 1:
         run(0)
         return
-    list(_pool(os.getpid(), num_threads).map(run, range(num_blocks)))
-
-
-def _descriptor(tensor: Tensor) -> Any:
-    return wp.from_torch(tensor.detach(), return_ctype=True)
+    for _ in _pool(os.getpid(), num_threads).map(run, range(num_blocks)):
+        pass

@@ -167,7 +167,7 @@ def test_blender_field_of_view_gives_the_focal_length(tmp_path: Path) -> None:
         ({"camera_model": "OPENCV_FISHEYE"}, "camera model OPENCV_FISHEYE.*image_undistorter"),
         ({"frames": None}, "no list 'frames'"),
         ({"frames": []}, "no posed images"),
-        ({"frames": [{"file_path": "a.png", "transform_matrix": [[1.0, 2.0]]}]}, "frame 'a.png': transform_matrix must be 4 x 4"),
+        ({"frames": [{"file_path": "a.png", "transform_matrix": [[1.0]]}]}, "'a.png': transform_matrix must be 4 x 4"),
         ({"frames": [{"file_path": "a.png", "transform_matrix": (2 * torch.eye(4)).tolist()}]}, "not orthonormal"),
         ({"frames": [{"transform_matrix": torch.eye(4).tolist()}]}, "a frame has no 'file_path'"),
     ],
