@@ -3,6 +3,7 @@
 from typing import Any
 
 from lightning.pytorch import Callback, Trainer
+from torch.optim import Optimizer
 from typing_extensions import override
 
 from lightning_modules.language_field import LanguageFieldModule
@@ -34,3 +35,12 @@ class ProgressiveLayers(Callback):
     ) -> None:
         field = pl_module.field
         field.active_layers.fill_(current_layer(trainer.global_step, self.schedule_steps, field.num_layers) + 1)
+
+    @override
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LanguageFieldModule, optimizer: Optimizer) -> None:
+        field = pl_module.field
+        current = current_layer(trainer.global_step, self.schedule_steps, field.num_layers)
+        for layers in (field.codebook_layers, field.logit_layers):
+            for layer, parameter in enumerate(layers):
+                if layer != current:
+                    parameter.grad = None  # a gradient of zero would let Adam's momentum move a finished layer on

@@ -83,9 +83,6 @@ class LerfDataModule(LightningDataModule):
         seed: Of the order of training views.
     """
 
-    # A process may have no view of a short evaluation; it waits for the others.
-    allow_zero_length_dataloader_with_multiple_devices = True
-
     def __init__(
         self,
         root: str | Path,
@@ -107,6 +104,8 @@ class LerfDataModule(LightningDataModule):
         seed: int = 0,
     ) -> None:
         super().__init__()
+        # A process may have no view of a short evaluation; it waits for the others.
+        self.allow_zero_length_dataloader_with_multiple_devices = True
         if not levels or len(set(levels)) != len(levels) or not set(levels) <= set(range(NUM_GRANULARITIES)):
             raise ValueError(
                 f"levels is {list(levels)}; allowed: some of 0 (default), 1 (small), 2 (medium), 3 (large), none twice."

@@ -153,8 +153,8 @@ class LanguageFieldModule(LightningModule):
             share_codebook=self.share_codebook,
         )
         self.metrics = evaluation_metrics(data.prompts)
-        self.field.logits.requires_grad_(self.logits_lr > 0)
-        self.field.codebooks.requires_grad_(self.codebook_lr > 0)
+        self.field.logit_layers.requires_grad_(self.logits_lr > 0)
+        self.field.codebook_layers.requires_grad_(self.codebook_lr > 0)
         self.register_buffer("field_step", torch.tensor(0))  # optimizer steps behind the field; survives outside fit
 
     @property
@@ -186,8 +186,11 @@ class LanguageFieldModule(LightningModule):
     def configure_optimizers(self) -> torch.optim.Optimizer:
         # eps as in LangSplatV2; no weight decay, which would shrink the layers that wait for their turn.
         groups = [
-            {"params": [parameter], "lr": rate}
-            for parameter, rate in ((self.field.codebooks, self.codebook_lr), (self.field.logits, self.logits_lr))
+            {"params": list(layers), "lr": rate}
+            for layers, rate in (
+                (self.field.codebook_layers, self.codebook_lr),
+                (self.field.logit_layers, self.logits_lr),
+            )
             if rate > 0
         ]
         if not groups:
@@ -224,11 +227,11 @@ class LanguageFieldModule(LightningModule):
             )
             reliable = broadcast_from_first(reliability.keep.byte()).bool()
         if self.initialisation == "zeros":
-            self.field.set_zeros(codebook, reliable)
+            self.field.set_zeros(codebook[None], reliable)
             return
         coded = [self._code(A, consensus, codebook) for A in masks.weights]
         entries, values = (torch.cat(parts, dim=1) for parts in zip(*coded, strict=True))
-        self.field.set_lifted(codebook, broadcast_from_first(entries), broadcast_from_first(values), reliable)
+        self.field.set_lifted(codebook[None], broadcast_from_first(entries), broadcast_from_first(values), reliable)
 
     def _code(self, weights: MaskWeights, features: Tensor, codebook: Tensor) -> tuple[Tensor, Tensor]:
         if self.coding == "simplex":

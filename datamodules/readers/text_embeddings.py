@@ -1,5 +1,6 @@
 """Text to CLIP features: from a table on disk, or by OpenCLIP's text tower. One interface."""
 
+import abc
 import difflib
 import os
 import pickle
@@ -9,27 +10,26 @@ import urllib.request
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
+from typing_extensions import override
 
 from datamodules.readers.atomic_files import replacing
 
 
-@runtime_checkable
-class TextEncoder(Protocol):
+class TextEncoder(abc.ABC):
     """Turns phrases into unit features in the space of the masks' features."""
 
+    @abc.abstractmethod
     def encode(self, phrases: Sequence[str]) -> Float[Tensor, "phrases channels"]:
         """Returns [Q, C] float32 unit embeddings on the CPU, in the order of the phrases."""
-        ...
 
 
-class TextEmbeddingTable:
+class TextEmbeddingTable(TextEncoder):
     """Embeddings computed once and kept in an ``.npz`` with ``phrases`` [Q] and ``embeddings`` [Q, C].
 
     No model is needed to look a phrase up; one that is not in the table is an error. Phrases are compared without
@@ -73,6 +73,7 @@ class TextEmbeddingTable:
         """The phrases of the table, in lower case."""
         return tuple(self._row_of)
 
+    @override
     def encode(self, phrases: Sequence[str]) -> Float[Tensor, "phrases channels"]:
         """Looks phrases up.
 
@@ -106,7 +107,7 @@ def _normal_form(phrase: str) -> str:
     return phrase.strip().lower()
 
 
-class OpenClipTextEncoder:
+class OpenClipTextEncoder(TextEncoder):
     """OpenCLIP's text tower, loaded at the first phrase.
 
     The defaults are those of LangSplat's preprocessing, so features made by it match.
@@ -128,6 +129,7 @@ class OpenClipTextEncoder:
         self.device = device
         self._model: torch.nn.Module | None = None
 
+    @override
     def encode(self, phrases: Sequence[str]) -> Float[Tensor, "phrases channels"]:
         """Tokenizes and encodes phrases with the model's own tokenizer.
 

@@ -17,7 +17,7 @@ class Difficulty:
         border_jitter_px: Standard deviation, at 320 pixels width, of the smooth displacement of a mask's border.
         context_leak: Masks whose crop shows so much of a neighbour that its feature leaks in.
         leak_share: Lowest and highest share of the neighbour in such a feature.
-        wrong_embedding: Masks whose feature is that of something else in the world.
+        wrong_embedding: Masks, of objects on the table, whose feature is that of something else of the same granularity.
         noise_energies: Squared length of the isotropic noise added to a unit feature before it is made unit again: for
             the largest masks and for masks at the size limit, whose crops are blurred.
     """
@@ -36,7 +36,7 @@ class Difficulty:
 
 # The noise of the prototype that decided the defaults of the field, about what SAM and CLIP do on cluttered photos.
 NORMAL = Difficulty(
-    elevations_deg=(16, 40),
+    elevations_deg=(16.0, 40.0),
     dropped=0.10,
     stuff_dropped=0.50,
     merged=0.08,
@@ -50,7 +50,7 @@ NORMAL = Difficulty(
 
 # A third of each fault and cameras which see over most objects: for tests of the machinery and first looks.
 EASY = Difficulty(
-    elevations_deg=(24, 48),
+    elevations_deg=(24.0, 48.0),
     dropped=0.033,
     stuff_dropped=0.50,
     merged=0.027,
@@ -64,7 +64,7 @@ EASY = Difficulty(
 
 # Half as much again of each fault and cameras nearly level with the objects.
 HARD = Difficulty(
-    elevations_deg=(10, 32),
+    elevations_deg=(10.0, 32.0),
     dropped=0.15,
     stuff_dropped=0.50,
     merged=0.12,

@@ -108,7 +108,7 @@ def segment_photo(
     masks of all three, small ones over large ones.
     """
     levels = [
-        _segment_level(world.concept_ids[part_ids, level], world, concepts, difficulty, rng) for level in range(3)
+        _segment_level(part_ids, level, world, concepts, difficulty, rng) for level in range(3)
     ]
     everything = [mask for masks, _ in levels for mask in masks], np.concatenate([features for _, features in levels])
     painted = [_paint(masks, features, part_ids.shape) for masks, features in (everything, *levels)]
@@ -124,10 +124,17 @@ class _Mask(NamedTuple):
 
 
 def _segment_level(
-    ids: np.ndarray, world: World, concepts: np.ndarray, difficulty: Difficulty, rng: np.random.Generator
+    part_ids: np.ndarray,
+    level: int,
+    world: World,
+    concepts: np.ndarray,
+    difficulty: Difficulty,
+    rng: np.random.Generator,
 ) -> tuple[list[_Mask], np.ndarray]:
+    ids = world.concept_ids[part_ids, level]
     scale = ids.shape[1] / 320
     stuff = set(world.concept_ids[world.num_movable :].ravel().tolist())
+    same_level = np.unique(world.concept_ids[:, level]).tolist()
     areas = dict(zip(*(array.tolist() for array in np.unique(ids, return_counts=True)), strict=True))
     visible = [concept for concept, area in areas.items() if area >= SMALLEST_MASK_PX * scale**2]
     borders = _border_lengths(ids)
@@ -159,8 +166,8 @@ def _segment_level(
             length = np.array([borders[concept, other] for other in neighbours], float)
             share = rng.uniform(*difficulty.leak_share)
             clean = (1 - share) * clean + share * concepts[rng.choice(neighbours, p=length / length.sum())]
-        if mistaken < difficulty.wrong_embedding:
-            clean = concepts[rng.integers(len(concepts))]
+        if mistaken < difficulty.wrong_embedding and concept not in stuff:  # nobody takes a bare wall for a mug
+            clean = concepts[rng.choice([other for other in same_level if other != concept])]
         whole = _crop(np.isin(ids, members), round(4 * difficulty.border_jitter_px * scale) + 1)
         for piece in _halves(whole, rng) if halved < difficulty.split else [whole]:
             masks.append(_jitter(piece, ids.shape, difficulty.border_jitter_px * scale, JITTER_LENGTH_PX * scale, rng))

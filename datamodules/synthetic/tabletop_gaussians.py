@@ -18,13 +18,14 @@ INSIDE_FRACTION = 0.04  # trained scenes hold Gaussians behind the surface that 
 FLOATER_FRACTION = 0.04
 SEMI_TRANSPARENT_FRACTION = 0.15
 WIDE_FRACTION = 0.03  # discs 2.2 times too wide, as after stopped densification
-SIGMA_OVER_SPACING = 0.45  # of a disc, over the mean distance to its three nearest neighbours
+SIGMA_OVER_SPACING = 0.45  # of a disc, over the mean distance to its three nearest opaque neighbours
+COARSE_SIGMA_OVER_SPACING = 0.6  # the same for furniture and room, whose discs hide behind nothing
 FLATNESS = 0.14  # sigma along the normal over sigma along the surface
 # The rasterizer widens every footprint by 0.3 square pixels, which fattens silhouettes. Training on photographs pulls
 # discs inwards until outlines fit; a third of a pixel at the cameras' distance does the same here.
 SURFACE_INSET = 0.001  # metres
 CLUMP_SIZE = 12
-FLOATER_BOUNDS = np.array([(-0.55, -0.45, 0.0), (0.55, 0.45, 0.4)])  # metres; between the cameras and the table
+FLOATER_BOUNDS = np.array([(-0.8, -0.8, 0.0), (0.8, 0.8, 0.8)])  # metres; the air between the cameras and the table
 _SH_DEGREE_0 = 0.28209479177387814
 
 
@@ -93,14 +94,15 @@ def make_gaussians(
     """
     count = len(samples.points)
     part_ids = caster.part_of_solid[samples.solid_ids]
-    tangential = SIGMA_OVER_SPACING * _neighbour_distances(samples, part_ids) * rng.uniform(0.7, 1.4, count)
+    opacities = rng.uniform(0.75, 0.98, count)
+    is_faint = rng.uniform(size=count) < SEMI_TRANSPARENT_FRACTION
+    opacities[is_faint] = rng.uniform(0.05, 0.4, int(is_faint.sum()))
+    relative = np.where(part_ids < world.num_movable, SIGMA_OVER_SPACING, COARSE_SIGMA_OVER_SPACING)
+    tangential = relative * _neighbour_distances(samples, part_ids, ~is_faint) * rng.uniform(0.7, 1.4, count)
     tangential = np.where(rng.uniform(size=count) < WIDE_FRACTION, 2.2 * tangential, tangential)
     scales = tangential[:, None] * np.concatenate(
         [rng.uniform(0.85, 1.15, (count, 2)), np.full((count, 1), FLATNESS)], 1
     )
-    opacities = rng.uniform(0.75, 0.98, count)
-    is_faint = rng.uniform(size=count) < SEMI_TRANSPARENT_FRACTION
-    opacities[is_faint] = rng.uniform(0.05, 0.4, int(is_faint.sum()))
     rotations = _frames_on(samples.normals, rng)
 
     total = count / (1 - INSIDE_FRACTION - (FLOATER_FRACTION if floaters != "none" else 0))
@@ -116,7 +118,8 @@ def make_gaussians(
     positions, floater_opacities = _floaters(floaters, num_floaters, rng)
     floater_scales = rng.uniform(0.004, 0.02, (num_floaters, 1)) * rng.uniform(0.7, 1.3, (num_floaters, 3))
     floater_frames = _frames_on(_random_directions(num_floaters, rng), rng)
-    floater_colors = np.clip(colors[rng.integers(0, count, num_floaters)] + rng.normal(0, 0.1, (num_floaters, 3)), 0, 1)
+    nearest = cKDTree(discs).query(positions)[1]
+    floater_colors = np.clip(colors[nearest] + rng.normal(0, 0.08, (num_floaters, 3)), 0, 1)
     scene = _scene(
         np.concatenate([means, positions]),
         np.concatenate([scales, floater_scales]),
@@ -156,16 +159,18 @@ def _visible_samples(
     return SurfaceSamples(points[kept], normals[kept], solid_ids[kept])
 
 
-def _neighbour_distances(samples: SurfaceSamples, part_ids: np.ndarray) -> np.ndarray:
-    """Returns the mean distance to the three nearest samples of the same part, metres."""
+def _neighbour_distances(samples: SurfaceSamples, part_ids: np.ndarray, is_opaque: np.ndarray) -> np.ndarray:
+    """Returns the mean distance to the three nearest opaque samples of the same part, metres."""
     distances = np.empty(len(part_ids))
     for part_id in np.unique(part_ids):
         rows = np.nonzero(part_ids == part_id)[0]
-        if len(rows) == 1:
+        opaque = rows[is_opaque[rows]]
+        if len(opaque) < 5:
             distances[rows] = 0.003
             continue
-        nearest, _ = cKDTree(samples.points[rows]).query(samples.points[rows], k=min(4, len(rows)))
-        distances[rows] = nearest[:, 1:].mean(1)
+        nearest, _ = cKDTree(samples.points[opaque]).query(samples.points[rows], k=4)
+        # An opaque sample finds itself first, at distance zero.
+        distances[rows] = np.where(is_opaque[rows], nearest[:, 1:].mean(1), nearest[:, :3].mean(1))
     return distances
 
 

@@ -320,7 +320,7 @@ class Box(Solid):
             counts = [max(1, round(2 * self.half_sizes[side] / spacing)) for side in (u, v)]
             for sign in (-1.0, 1.0):
                 grid = np.stack(np.meshgrid(*(np.arange(count) + 0.5 for count in counts), indexing="ij"), -1)
-                grid = grid.reshape(-1, 2) + rng.uniform(-0.3, 0.3, (counts[0] * counts[1], 2))
+                grid = grid.reshape(-1, 2) + rng.uniform(-0.2, 0.2, (counts[0] * counts[1], 2))
                 face = np.zeros((len(grid), 3))
                 face[:, axis] = sign * self.half_sizes[axis]
                 face[:, [u, v]] = (2 * grid / counts - 1) * self.half_sizes[[u, v]]
@@ -454,7 +454,7 @@ def _rows_along(
     """Places rows ``spacing`` apart along a polyline: the edge of each row and the fraction along that edge."""
     total = lengths.sum()
     count = max(1, round(total / spacing))
-    position = (np.arange(count) + 0.5 + rng.uniform(-0.2, 0.2, count)) * total / count
+    position = (np.arange(count) + 0.5 + rng.uniform(-0.15, 0.15, count)) * total / count
     reached = np.cumsum(lengths)
     edge = np.minimum(np.searchsorted(reached, position), len(lengths) - 1)
     return edge, np.clip((position - (reached - lengths)[edge]) / lengths[edge], 0, 1)
@@ -465,7 +465,7 @@ def _angles_on_rings(radii: np.ndarray, spacing: float, rng: np.random.Generator
     counts = np.maximum(1, np.round(2 * np.pi * radii / spacing)).astype(int)
     ring = np.repeat(np.arange(len(radii)), counts)
     position = np.arange(len(ring)) - np.repeat(np.cumsum(counts) - counts, counts)
-    phase = rng.uniform(0, 1, len(radii))[ring] + rng.uniform(-0.25, 0.25, len(ring))
+    phase = rng.uniform(0, 1, len(radii))[ring] + rng.uniform(-0.2, 0.2, len(ring))
     return ring, 2 * np.pi * (position + phase) / counts[ring]
 
 

@@ -56,12 +56,9 @@ def pixel_rays(camera: Camera) -> tuple[Float[Tensor, "3"], Float[Tensor, "heigh
         z is ``origin + z * direction``.
     """
     device, dtype = camera.intrinsics.device, camera.intrinsics.dtype
-    x = (torch.arange(camera.width, device=device, dtype=dtype) + 0.5 - camera.intrinsics[0, 2]) / camera.intrinsics[
-        0, 0
-    ]
-    y = (torch.arange(camera.height, device=device, dtype=dtype) + 0.5 - camera.intrinsics[1, 2]) / camera.intrinsics[
-        1, 1
-    ]
+    (fx, _, cx), (_, fy, cy), _ = camera.intrinsics
+    x = (torch.arange(camera.width, device=device, dtype=dtype) + 0.5 - cx) / fx
+    y = (torch.arange(camera.height, device=device, dtype=dtype) + 0.5 - cy) / fy
     grid_y, grid_x = torch.meshgrid(y, x, indexing="ij")
     directions = torch.stack([grid_x, grid_y, torch.ones_like(grid_x)], dim=-1) @ camera.camera_from_world[:3, :3]
     return camera.position, directions
@@ -70,9 +67,10 @@ def pixel_rays(camera: Camera) -> tuple[Float[Tensor, "3"], Float[Tensor, "heigh
 def project_points(
     points: Float[Tensor, "points 3"], camera: Camera
 ) -> tuple[Float[Tensor, "points 2"], Float[Tensor, " points"]]:
-    """Projects world points to pixel coordinates (pixel (0, 0) covers 0..1) and returns their camera-space depth, metres.
+    """Projects world points to pixel coordinates; also returns their camera-space depth, metres.
 
-    Points at or behind the camera plane have a depth of zero or less and meaningless pixels; the caller masks them.
+    Pixel (0, 0) covers 0 to 1. Points at or behind the camera plane have a depth of zero or less and meaningless
+    pixels; the caller masks them.
     """
     in_camera = points @ camera.camera_from_world[:3, :3].T + camera.camera_from_world[:3, 3]
     depth = in_camera[:, 2]
@@ -83,7 +81,12 @@ def project_points(
 def back_project(
     depth: Float[Tensor, "height width"], camera: Camera
 ) -> tuple[Float[Tensor, "height width 3"], Bool[Tensor, "height width"]]:
-    """Lifts a depth map (camera-space z, metres, 0 or less = none) to world points; also returns which pixels are valid."""
+    """Lifts a depth map to world points; also returns which pixels are valid.
+
+    Args:
+        depth: [H, W] camera-space z, metres; 0, less, or not finite = none.
+        camera: The camera at the size of the map.
+    """
     origin, directions = pixel_rays(camera)
     valid = torch.isfinite(depth) & (depth > 0)
     return origin + directions * torch.where(valid, depth, torch.zeros_like(depth))[..., None], valid

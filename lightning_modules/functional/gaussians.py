@@ -53,19 +53,16 @@ def quaternions_to_matrices(quaternions: Float[Tensor, "*batch 4"]) -> Float[Ten
 
 
 def matrices_to_quaternions(matrices: Float[Tensor, "*batch 3 3"]) -> Float[Tensor, "*batch 4"]:
-    """Converts rotation matrices to unit wxyz quaternions with w >= 0, stable at every angle (largest-component form)."""
-    m = matrices
-    trace = m[..., 0, 0] + m[..., 1, 1] + m[..., 2, 2]
+    """Converts rotation matrices to unit wxyz quaternions with w >= 0, stable at every angle."""
+    xx, xy, xz, yx, yy, yz, zx, zy, zz = matrices.flatten(-2).unbind(-1)
     # Row i is 4 q_i times the quaternion; the row of the largest component loses no digits.
-    candidates = torch.stack(
-        [
-            torch.stack([1 + trace, m[..., 2, 1] - m[..., 1, 2], m[..., 0, 2] - m[..., 2, 0], m[..., 1, 0] - m[..., 0, 1]], -1),
-            torch.stack([m[..., 2, 1] - m[..., 1, 2], 1 + 2 * m[..., 0, 0] - trace, m[..., 0, 1] + m[..., 1, 0], m[..., 0, 2] + m[..., 2, 0]], -1),
-            torch.stack([m[..., 0, 2] - m[..., 2, 0], m[..., 0, 1] + m[..., 1, 0], 1 + 2 * m[..., 1, 1] - trace, m[..., 1, 2] + m[..., 2, 1]], -1),
-            torch.stack([m[..., 1, 0] - m[..., 0, 1], m[..., 0, 2] + m[..., 2, 0], m[..., 1, 2] + m[..., 2, 1], 1 + 2 * m[..., 2, 2] - trace], -1),
-        ],
-        dim=-2,
-    )  # fmt: skip
+    rows = [
+        1 + xx + yy + zz, zy - yz, xz - zx, yx - xy,
+        zy - yz, 1 + xx - yy - zz, xy + yx, xz + zx,
+        xz - zx, xy + yx, 1 - xx + yy - zz, yz + zy,
+        yx - xy, xz + zx, yz + zy, 1 - xx - yy + zz,
+    ]  # fmt: skip
+    candidates = torch.stack(rows, dim=-1).unflatten(-1, (4, 4))
     best = candidates.diagonal(dim1=-2, dim2=-1).argmax(-1)
     chosen = candidates.gather(-2, best[..., None, None].expand(*best.shape, 1, 4)).squeeze(-2)
     chosen = F.normalize(chosen, dim=-1)

@@ -3,13 +3,14 @@
 Its paper's appendix smooths with the average alone; its code, followed here, with half the average and half the map.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
 PROTOCOL_WIDTH = 988  # pixels; LERF-OVS images, to which the pools of 29 and 7 belong
@@ -20,7 +21,7 @@ class ProtocolSettings:
     """Settings of the evaluation; the defaults are LERF-OVS's.
 
     Raises:
-        ValueError: If a pool is even or below one, or a name is unknown.
+        ValueError: If a pool is even or below one, the threshold is not in 0..1, or a name is unknown.
     """
 
     relevancy_pool: int = 29
@@ -36,6 +37,8 @@ class ProtocolSettings:
         for name, side in (("relevancy_pool", self.relevancy_pool), ("mask_pool", self.mask_pool)):
             if side < 1 or side % 2 == 0:
                 raise ValueError(f"{name} must be odd and at least 1, so that it has a centre; got {side}.")
+        if not 0 <= self.mask_threshold < 1:
+            raise ValueError(f"mask_threshold must be from 0 to below 1, got {self.mask_threshold}.")
         if self.pool_scaling not in ("protocol", "relative"):
             raise ValueError(f"pool_scaling must be 'protocol' or 'relative', got {self.pool_scaling!r}.")
 
@@ -48,7 +51,7 @@ class ProtocolSettings:
 
 
 def _odd(side: float) -> int:
-    return max(3, 2 * round((side - 1) / 2) + 1)
+    return max(3, 2 * math.floor(side / 2) + 1)  # the nearest; of two equally near ones the larger
 
 
 class Segmentation(NamedTuple):
@@ -83,11 +86,35 @@ class Localization(NamedTuple):
     peaks: Int[Tensor, "prompts 2"]
 
 
+def box_sum(maps: Shaped[Tensor, "*batch height width"], side: int) -> Shaped[Tensor, "*batch height width"]:
+    """Sums over a square of odd side around each pixel; at the border over the part inside the image.
+
+    Sums of 1, 2, 4, ... neighbours are made from each other, so that the work grows with the logarithm of the side.
+    """
+    for dim, padding in ((-1, (side // 2, side // 2)), (-2, (0, 0, side // 2, side // 2))):
+        length = maps.shape[dim]
+        runs, total = F.pad(maps, padding), torch.zeros_like(maps)
+        width, offset, left = 1, 0, side
+        while left:
+            if left & width:  # the side's binary digits say which runs, one after another, fill it
+                total = total + runs.narrow(dim, offset, length)
+                offset, left = offset + width, left - width
+            rest = runs.shape[dim] - width
+            runs = runs.narrow(dim, 0, rest) + runs.narrow(dim, width, rest) if left else runs
+            width *= 2
+        maps = total
+    return maps
+
+
 def box_average(maps: Float[Tensor, "*batch height width"], side: int) -> Float[Tensor, "*batch height width"]:
     """Averages over a square of odd side around each pixel; at the border over the part inside the image."""
-    flat = maps.reshape(-1, 1, *maps.shape[-2:])
-    rows = F.avg_pool2d(flat, (1, side), 1, (0, side // 2), count_include_pad=False)
-    return F.avg_pool2d(rows, (side, 1), 1, (side // 2, 0), count_include_pad=False).reshape(maps.shape)
+    return box_sum(maps, side) / box_sum(maps.new_ones(maps.shape[-2:]), side)
+
+
+def majority(masks: Bool[Tensor, "*batch height width"], side: int) -> Bool[Tensor, "*batch height width"]:
+    """Returns where more than half of the square of odd side around a pixel is set; counts only what is inside."""
+    counts = masks.to(torch.int32)
+    return 2 * box_sum(counts, side) > box_sum(counts.new_ones(counts.shape[-2:]), side)
 
 
 def segment(maps: Float[Tensor, "levels prompts height width"], settings: ProtocolSettings) -> Segmentation:
@@ -96,6 +123,9 @@ def segment(maps: Float[Tensor, "levels prompts height width"], settings: Protoc
     Args:
         maps: Relevancy of each level and prompt.
         settings: Pools and threshold.
+
+    Raises:
+        ValueError: If a map holds NaN.
     """
     relevancy_pool, mask_pool = settings.pools(maps.shape[-1])
     smoothed = torch.empty_like(maps)
@@ -104,10 +134,11 @@ def segment(maps: Float[Tensor, "levels prompts height width"], settings: Protoc
         own = maps[:, prompt]
         smooth = 0.5 * (box_average(own, relevancy_pool) + own)
         above = smooth - smooth.amin(dim=(1, 2), keepdim=True)
-        stretched = (2 * above / (above.amax(dim=(1, 2), keepdim=True) + 1e-9) - 1).clamp(0, 1)
-        level_masks[:, prompt] = box_average((stretched > settings.mask_threshold).to(maps.dtype), mask_pool) > 0.5
+        stretched = (2 * (above / (above.amax(dim=(1, 2), keepdim=True) + 1e-9)) - 1).clamp(0, 1)
+        level_masks[:, prompt] = majority(stretched > settings.mask_threshold, mask_pool)
         smoothed[:, prompt] = smooth
     scores = smoothed.amax(dim=(2, 3))
+    _check_peaks(scores)
     levels = scores.argmax(dim=0)
     prompts = torch.arange(maps.shape[1], device=maps.device)
     return Segmentation(level_masks[levels, prompts], levels, scores, level_masks, smoothed[levels, prompts])
@@ -122,17 +153,26 @@ def localize(
 
     Args:
         maps: Relevancy of each level and prompt.
-        boxes: Per prompt x1 y1 x2 y2 in pixels, borders included. Where several pixels are equally relevant, one in a
-            box is enough.
+        boxes: Per prompt, two opposite corners x y x y in pixels, borders included. Pixels count by their column and
+            row number, as in the protocol. Where several are equally relevant, one in a box is enough.
         settings: The relevancy pool.
+
+    Raises:
+        ValueError: If there are more or fewer sets of boxes than prompts, or a map holds NaN.
     """
+    if len(boxes) != maps.shape[1]:
+        raise ValueError(f"There are {maps.shape[1]} prompts but boxes for {len(boxes)}; give one tensor per prompt.")
     pool, _ = settings.pools(maps.shape[-1])
     hits, levels, peaks = [], [], []
     for prompt, own_boxes in enumerate(boxes):
         averaged = box_average(maps[:, prompt], pool)
-        level = int(averaged.amax(dim=(1, 2)).argmax())
-        y, x = (averaged[level] == averaged[level].max()).nonzero().T
-        left, top, right, bottom = own_boxes.to(maps.device).T[:, :, None]
+        heights = averaged.amax(dim=(1, 2))
+        _check_peaks(heights)
+        level = int(heights.argmax())
+        y, x = (averaged[level] == heights[level]).nonzero().T
+        corners = own_boxes.to(maps.device).unflatten(1, (2, 2))
+        left, top = corners.amin(1).T[..., None]
+        right, bottom = corners.amax(1).T[..., None]
         hits.append(bool(((left <= x) & (x <= right) & (top <= y) & (y <= bottom)).any()))
         levels.append(level)
         peaks.append((int(x[0]), int(y[0])))
@@ -141,6 +181,12 @@ def localize(
         torch.tensor(levels, dtype=torch.int64, device=maps.device),
         torch.tensor(peaks, dtype=torch.int64, device=maps.device).reshape(-1, 2),
     )
+
+
+def _check_peaks(peaks: Tensor) -> None:
+    # A maximum takes NaN for the largest value, so an empty level would win and go unnoticed.
+    if bool(peaks.isnan().any()):
+        raise ValueError("Relevancy maps hold NaN: check the field's codes and the text embeddings for it.")
 
 
 def intersection_over_union(

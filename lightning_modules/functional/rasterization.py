@@ -354,11 +354,13 @@ def _strips(view: PreparedView, pixel_ids: Tensor | None) -> _Strips:
     width, height, device = view.camera.width, view.camera.height, view.projected.device
     if pixel_ids is None:
         return _image_strips(width, height, device)
-    if pixel_ids.numel() and not (0 <= int(pixel_ids.min()) and int(pixel_ids.max()) < width * height):
-        raise ValueError(
-            f"pixel_ids must be between 0 and {width * height - 1} ({width}x{height} pixels), got "
-            f"{int(pixel_ids.min())} to {int(pixel_ids.max())}; they are y * width + x of this view's camera."
-        )
+    if pixel_ids.numel():
+        lowest, highest = torch.stack(pixel_ids.aminmax()).tolist()
+        if lowest < 0 or highest >= width * height:
+            raise ValueError(
+                f"pixel_ids must be between 0 and {width * height - 1} ({width}x{height} pixels), got {lowest} to "
+                f"{highest}; they are y * width + x of this view's camera."
+            )
     return _group_pixels(pixel_ids.to(device, torch.int64).contiguous(), width)
 
 
@@ -367,11 +369,16 @@ def _image_strips(width: int, height: int, device: torch.device) -> _Strips:
     return _group_pixels(torch.arange(width * height, device=device), width)
 
 
+def _lanes(device: torch.device) -> int:
+    """Returns the pixels of a strip: as many as a SIMD register holds on CPU, one per thread on CUDA."""
+    return 1 if device.type == "cuda" else TILE_SIZE
+
+
 def _group_pixels(pixel_ids: Tensor, width: int) -> _Strips:
     """Groups pixels, in any order and perhaps repeated, into strips for the kernels of their device."""
     from lightning_modules.functional.kernels.blending import blending_kernels
 
-    lanes = 1 if pixel_ids.is_cuda else TILE_SIZE
+    lanes = _lanes(pixel_ids.device)
     y, x = pixel_ids // width, pixel_ids % width
     tile = y // TILE_SIZE * -(-width // TILE_SIZE) + x // TILE_SIZE
     strip = (tile * TILE_SIZE + y % TILE_SIZE) * (TILE_SIZE // lanes) + x % TILE_SIZE // lanes
@@ -383,7 +390,9 @@ def _group_pixels(pixel_ids: Tensor, width: int) -> _Strips:
     is_new[1:] = slot[1:] != slot[:-1]
     repetition = places - torch.where(is_new, places, 0).cummax(0).values
     num_slots = int(slot[-1]) + 1 if slot.numel() else 1
-    keys, group = (slot // lanes + repetition * num_slots).unique(return_inverse=True)
+    key, again = (slot // lanes + repetition * num_slots).sort(stable=True)
+    order, slot = order[again], slot[again]
+    keys, group = key.unique_consecutive(return_inverse=True)
     rows = torch.full((keys.numel(), lanes), -1, dtype=torch.int32, device=slot.device)
     rows[group, slot % lanes] = order.int()
     first_pixels = torch.empty(keys.numel(), dtype=torch.int32, device=slot.device)

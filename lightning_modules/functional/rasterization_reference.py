@@ -40,8 +40,8 @@ class DenseBlending(NamedTuple):
     Attributes:
         weights: [P, V] alpha times transmittance; zero where skipped.
         transmittances: [P] what is left behind the last Gaussian.
-        is_ambiguous: [P] True where a threshold (alpha 1/255, transmittance 1e-4) is met within a relative 1e-4, so that
-            rounding may decide either way.
+        is_ambiguous: [P] True where a threshold (alpha 1/255, transmittance 1e-4) is met within one part in a
+            thousand, so that float32 may decide otherwise than float64.
     """
 
     weights: Float[Tensor, "pixels visible"]
@@ -90,7 +90,7 @@ def blend(
     offsets = projected.centres[None] - pixels[:, None]
     precision = torch.linalg.inv(projected.covariances)
     power = -0.5 * torch.einsum("pvi,vij,pvj->pv", offsets, precision, offsets)
-    alpha = (scene.opacities[projected.gaussian_ids] * power.exp()).clamp_max(0.99)
+    unskipped = (scene.opacities[projected.gaussian_ids] * power.exp()).clamp_max(0.99)
 
     # The square of 3 sigma decides by whole tiles; its borders are integers of 3DGS's centred pixel coordinates.
     tile = torch.stack([column // 16, row // 16], -1)[:, None]
@@ -99,16 +99,15 @@ def blend(
     last = ((index + projected.radii[:, None] + 15) / 16).floor()
     touched = ((tile >= first) & (tile < last)).all(-1)
 
-    kept = touched & (alpha >= 1 / 255) & (power <= 0)
-    alpha = torch.where(kept, alpha, torch.zeros_like(alpha))
+    kept = touched & (unskipped >= 1 / 255) & (power <= 0)
+    alpha = torch.where(kept, unskipped, torch.zeros_like(unskipped))
     remaining = (1 - alpha).cumprod(1)
     in_front = torch.cat([torch.ones_like(remaining[:, :1]), remaining[:, :-1]], 1)
     is_reached = remaining >= 1e-4
     weights = torch.where(is_reached, alpha * in_front, torch.zeros_like(alpha))
-    transmittances = 1 - weights.sum(1)
+    transmittances = torch.where(is_reached, 1 - alpha, torch.ones_like(alpha)).prod(1)
 
-    raw = scene.opacities[projected.gaussian_ids] * power.exp()
-    near_alpha = touched & ((raw * 255 - 1).abs() < 1e-4)
+    near_alpha = touched & ((unskipped * 255 - 1).abs() < 1e-3)
     near_stop = kept & ((remaining * 1e4 - 1).abs() < 1e-3)
     return DenseBlending(weights, transmittances, (near_alpha | near_stop).any(1))
 

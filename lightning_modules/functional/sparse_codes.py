@@ -53,7 +53,16 @@ def top_k_softmax(
 def group_channels(
     entries: Int[Tensor, "gaussians groups top_k"], values: Float[Tensor, "gaussians groups top_k"], size: int
 ) -> SparseCodes:
-    """Numbers the entries of ``groups = levels * layers`` codebooks of ``size`` entries as channels of one weight map."""
+    """Numbers the entries of ``groups = levels * layers`` codebooks as channels of one weight map.
+
+    Raises:
+        ValueError: If there are more channels than their 16-bit numbers can tell apart.
+    """
     num_groups = entries.shape[1]
+    if num_groups * size > 2**15:
+        raise ValueError(
+            f"{num_groups} codebooks (levels x layers) of {size} entries are {num_groups * size} channels; at most "
+            f"{2**15} fit. Use smaller codebooks, fewer layers or fewer levels."
+        )
     offsets = torch.arange(num_groups, device=entries.device)[:, None] * size
     return SparseCodes((entries + offsets).flatten(1).to(torch.int16), values.flatten(1), num_groups * size)

@@ -15,8 +15,8 @@ def spherical_harmonics_basis(
 ) -> Float[Tensor, "*batch {num_bases}"]:
     """Evaluates the first ``num_bases`` basis functions in unit ``directions``.
 
-    The bases are orthonormal over the sphere. The order is that of 3D Gaussian Splatting: degree by degree, order m from
-    -l to l, with the Condon-Shortley sign (so degree 1 is -y, z, -x).
+    The bases are orthonormal over the sphere. The order is that of 3D Gaussian Splatting: degree by degree, order m
+    from -l to l, with the Condon-Shortley sign (so degree 1 is -y, z, -x).
 
     Raises:
         ValueError: If ``num_bases`` is not 1, 4, 9 or 16.

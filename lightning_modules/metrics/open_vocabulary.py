@@ -34,7 +34,15 @@ class MeanOverPrompts(Metric):
         self.add_state("counts", torch.zeros(size, dtype=torch.float64), dist_reduce_fx="sum")
 
     def add(self, values: Float[Tensor, " pairs"], prompts: Sequence[str]) -> None:
-        """Adds the values of one frame."""
+        """Adds the values of one frame.
+
+        Raises:
+            ValueError: If the metric keeps a table and a value has no prompt, or one that is not in it.
+        """
+        if self.prompts and (len(prompts) != len(values) or not set(prompts) <= set(self.prompts)):
+            raise ValueError(
+                f"{len(values)} values come with the prompts {list(prompts)}; each needs one of {list(self.prompts)}."
+            )
         rows = [self.prompts.index(prompt) for prompt in prompts] if self.prompts else [0] * len(values)
         ids = torch.tensor(rows, dtype=torch.int64, device=self.totals.device)
         self.totals.index_add_(0, ids, values.to(self.totals))

@@ -60,13 +60,16 @@ class LanguageField(nn.Module):
             )
         self.num_levels, self.num_layers, self.codebook_size, self.top_k = num_levels, num_layers, codebook_size, top_k
         self.feature_dim, self.support = feature_dim, support
-        self.codebooks = nn.Parameter(
-            torch.zeros(1 if share_codebook else num_levels, num_layers, codebook_size, feature_dim)
+        # A parameter per layer: a layer that waits, or is finished, can be left out of the optimizer's step.
+        num_codebooks = 1 if share_codebook else num_levels
+        self.codebook_layers = nn.ParameterList(
+            torch.zeros(num_codebooks, codebook_size, feature_dim) for _ in range(num_layers)
         )
         stored = top_k if support == "fixed" else codebook_size
-        self.logits = nn.Parameter(torch.zeros(num_gaussians, num_groups, stored))
+        self.logit_layers = nn.ParameterList(torch.zeros(num_gaussians, num_levels, stored) for _ in range(num_layers))
         if support == "fixed":
-            self.register_buffer("entries", torch.zeros(num_gaussians, num_groups, top_k, dtype=torch.int16))
+            # 32 bits, though 16 would do: gloo cannot send 16-bit integers between processes.
+            self.register_buffer("entries", torch.zeros(num_gaussians, num_groups, top_k, dtype=torch.int32))
         self.register_buffer("covered", torch.ones(num_gaussians, num_levels, dtype=torch.bool))
         self.register_buffer("reliable", torch.ones(num_gaussians, dtype=torch.bool))
         self.register_buffer("active_layers", torch.tensor(num_layers))
@@ -75,7 +78,17 @@ class LanguageField(nn.Module):
     @property
     def num_gaussians(self) -> int:
         """N."""
-        return self.logits.shape[0]
+        return self.covered.shape[0]
+
+    @property
+    def codebooks(self) -> Float[Tensor, "codebooks layers size channels"]:
+        """The entries: one codebook if it is shared by the levels, else one per level."""
+        return torch.stack(list(self.codebook_layers), dim=1)
+
+    @property
+    def logits(self) -> Float[Tensor, "gaussians groups stored"]:
+        """The coefficients before the softmax, of all groups; a group is a layer of a level."""
+        return torch.stack(list(self.logit_layers), dim=2).flatten(1, 2)
 
     @property
     def num_channels(self) -> int:
@@ -104,7 +117,7 @@ class LanguageField(nn.Module):
 
         While layers are learned one after the other, a finished layer stays as it is: it gets no gradient.
         """
-        codebook = self.codebooks[level if self.codebooks.shape[0] > 1 else 0]
+        codebook = torch.stack([entries[level if len(entries) > 1 else 0] for entries in self.codebook_layers])
         layer = torch.arange(self.num_layers, device=codebook.device)[:, None, None]
         if self.training:
             codebook = torch.where(layer < self.active_layers - 1, codebook.detach(), codebook)
@@ -134,12 +147,12 @@ class LanguageField(nn.Module):
         logits = values.log().clamp_min(NO_COEFFICIENT_LOGIT)
         if self.support == "fixed":
             self.entries.copy_(entries)
-            self.logits.copy_(logits)
         else:
-            self.logits.fill_(NO_COEFFICIENT_LOGIT)
-            # A coefficient of zero repeats an entry; adding in probabilities keeps the entry's own coefficient.
-            dense = torch.zeros_like(self.logits).scatter_add_(2, entries.long(), values)
-            self.logits.copy_(dense.log().clamp_min(NO_COEFFICIENT_LOGIT))
+            # Entries may repeat where coefficients are zero; adding up keeps the entry's own coefficient.
+            dense = values.new_zeros(*values.shape[:2], self.codebook_size)
+            logits = dense.scatter_add_(2, entries.long(), values).log().clamp_min(NO_COEFFICIENT_LOGIT)
+        for layer, stored in enumerate(self.logit_layers):
+            stored.copy_(logits.unflatten(1, (self.num_levels, self.num_layers))[:, :, layer])
         self.covered.copy_(seen.unflatten(1, (self.num_levels, self.num_layers)).any(-1))
         self._set_common(codebooks, reliable)
 
@@ -150,11 +163,13 @@ class LanguageField(nn.Module):
         """Starts the field as LangSplatV2 does: logits of zero, every Gaussian on the same arbitrary entries."""
         if self.support == "fixed":
             raise ValueError('Zero logits have no entries to fix; set support="free" with initialisation="zeros".')
-        self.logits.zero_()
+        for stored in self.logit_layers:
+            stored.zero_()
         self.covered.fill_(True)
         self._set_common(codebooks, reliable)
 
     def _set_common(self, codebooks: Tensor, reliable: Tensor) -> None:
-        self.codebooks.copy_(codebooks.expand_as(self.codebooks))
+        for layer, entries in enumerate(self.codebook_layers):
+            entries.copy_(codebooks[:, layer].expand_as(entries))
         self.reliable.copy_(reliable)
         self.initialised.fill_(True)

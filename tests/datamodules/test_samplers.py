@@ -1,3 +1,6 @@
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import lightning.pytorch as pl
@@ -100,3 +103,58 @@ def test_resume_in_mid_epoch_sees_the_same_views_into_the_next_epochs(
     resumed = NameRecorder()
     trainer(tmp_path / "run", 17).fit(resumed, data(), ckpt_path=tmp_path / "run" / "last.ckpt", weights_only=True)
     assert begun.seen + resumed.seen == whole.seen
+
+
+TWO_PROCESSES = """
+import sys
+import lightning.pytorch as pl
+import torch
+from datamodules.lerf import LerfDataModule
+
+class Module(pl.LightningModule):
+    def __init__(self):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(()))
+    def record(self, kind, batch):
+        with open(f"{sys.argv[2]}/{kind}_{self.global_rank}", "a") as file:
+            file.write(batch.name + "\\n")
+    def on_fit_start(self):
+        for batch in self.trainer.datamodule.lifting_dataloader():
+            self.record("lifting", batch)
+    def training_step(self, batch):
+        self.record("train", batch)
+        return self.weight * 1
+    def test_step(self, batch):
+        self.record("test", batch)
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+if __name__ == "__main__":
+    trainer = pl.Trainer(accelerator="cpu", devices=2, strategy="ddp", max_epochs=1, limit_val_batches=0, logger=False,
+                         enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False)
+    data, module = LerfDataModule(sys.argv[1]), Module()
+    trainer.fit(module, data)
+    trainer.test(module, data)
+"""
+
+
+@pytest.mark.ddp
+def test_two_processes_share_views_even_if_one_has_none_to_test(tmp_path: Path) -> None:
+    root = write_tiny_scene(tmp_path / "scene", num_views=5, num_labelled=1)
+    script, seen = tmp_path / "two.py", tmp_path / "seen"
+    script.write_text(TWO_PROCESSES)
+    seen.mkdir()
+    project = Path(__file__).parents[2]
+    environment = os.environ | {"PYTHONPATH": str(project), "OMP_NUM_THREADS": "1"}
+    subprocess.run([sys.executable, script, root, seen], env=environment, cwd=project, timeout=120, check=True)
+
+    def names(kind: str) -> list[list[str]]:
+        files = [seen / f"{kind}_{rank}" for rank in range(2)]
+        return [file.read_text().split() if file.exists() else [] for file in files]
+
+    every = {f"frame_{index:05d}" for index in range(1, 6)}
+    train, lifting, test = names("train"), names("lifting"), names("test")
+    assert [len(share) for share in train] == [3, 3]  # five views, one of them twice
+    assert set(train[0]) | set(train[1]) == every
+    assert sorted(lifting[0] + lifting[1]) == sorted(every)
+    assert test == [["frame_00001"], []]

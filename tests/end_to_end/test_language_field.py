@@ -9,8 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
 from PIL import Image
 from safetensors.torch import load_file
+from torch.optim import Optimizer
 
 from datamodules.readers.gaussians import read_gaussians
 from datamodules.readers.langsplat_checkpoints import read_langsplat_checkpoint
@@ -41,11 +43,37 @@ def test_a_run_leaves_what_the_house_promises(lexel, tmp_path):
     lexel("validate", "--ckpt_path=last")
 
 
+EVERY_FOUR = (
+    '--trainer.callbacks=[{"class_path": "callbacks.resumable_checkpoint.ResumableCheckpoint", '
+    '"init_args": {"every_n_train_steps": 4}}]'
+)
+
+
 def test_a_resume_in_the_middle_of_an_epoch_is_bit_equal(lexel, tmp_path):
-    lexel("fit", "--trainer.max_steps=16", runs=tmp_path / "whole")  # 6 views: epochs end after steps 6 and 12
-    lexel("fit", "--trainer.max_steps=8", runs=tmp_path / "parts")
-    lexel("fit", "--trainer.max_steps=16", "--ckpt_path=last", runs=tmp_path / "parts")
-    whole, parts = state_of(tmp_path / "whole"), state_of(tmp_path / "parts")
+    lexel("fit", "--trainer.max_steps=16", EVERY_FOUR, runs=tmp_path / "whole")  # 6 views: epochs end at steps 6 and 12
+    lexel("fit", "--trainer.max_steps=8", EVERY_FOUR, runs=tmp_path / "parts")
+    lexel("fit", "--trainer.max_steps=16", "--ckpt_path=last", EVERY_FOUR, runs=tmp_path / "parts")
+    assert_equal_states(state_of(tmp_path / "whole"), state_of(tmp_path / "parts"))
+
+
+class Killed(Callback):
+    """Breaks a run off in the middle of a step, as a full disk or an impatient user would."""
+
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
+        if trainer.global_step == 7:
+            raise RuntimeError("killed")
+
+
+def test_a_killed_run_resumes_bit_equal_from_its_last_save(lexel, tmp_path):
+    lexel("fit", "--trainer.max_steps=16", EVERY_FOUR, runs=tmp_path / "whole")
+    with pytest.raises(RuntimeError, match="killed"):
+        kill = "--trainer.callbacks+=tests.end_to_end.test_language_field.Killed"
+        lexel("fit", "--trainer.max_steps=16", EVERY_FOUR, kill, runs=tmp_path / "parts")
+    lexel("fit", "--trainer.max_steps=16", "--ckpt_path=last", EVERY_FOUR, runs=tmp_path / "parts")
+    assert_equal_states(state_of(tmp_path / "whole"), state_of(tmp_path / "parts"))
+
+
+def assert_equal_states(whole: dict[str, torch.Tensor], parts: dict[str, torch.Tensor]) -> None:
     assert whole.keys() == parts.keys()
     for name, tensor in whole.items():
         assert torch.equal(tensor, parts[name]), name
@@ -57,7 +85,7 @@ def test_the_polish_changes_the_codebook_and_nothing_else(lexel, tmp_path):
     lexel("fit", "--trainer.max_steps=5", runs=tmp_path / "b")
     first, second = state_of(tmp_path / "a"), state_of(tmp_path / "b")
     changed = {name for name in first if not torch.equal(first[name], second[name])}
-    assert changed == {"field.codebooks", "field_step"}
+    assert changed == {"field.codebook_layers.0", "field_step"}
 
 
 def test_a_flag_beats_the_checkpoint(lexel):
@@ -133,9 +161,9 @@ def test_langsplats_recipe_trains_from_zeros(lexel, tmp_path):
     ]
     lexel("fit", "--trainer.max_steps=24", *recipe)
     state = state_of(tmp_path)
-    assert state["field.logits"].shape[2] == 64
-    assert state["field.logits"].abs().max() > 1e-3
-    assert not torch.equal(state["field.codebooks"][0], state["field.codebooks"][1])
+    assert state["field.logit_layers.0"].shape[2] == 64
+    assert state["field.logit_layers.0"].abs().max() > 1e-3
+    assert not torch.equal(state["field.codebook_layers.0"][0], state["field.codebook_layers.0"][1])
 
 
 def test_layers_are_learned_one_after_the_other(lexel, tmp_path):
@@ -147,8 +175,8 @@ def test_layers_are_learned_one_after_the_other(lexel, tmp_path):
     first, second = state_of(tmp_path / "a"), state_of(tmp_path / "b")
     assert first["field.active_layers"] == 1
     assert second["field.active_layers"] == 2
-    assert torch.equal(first["field.codebooks"][:, 0], second["field.codebooks"][:, 0])
-    assert not torch.equal(first["field.codebooks"][:, 1], second["field.codebooks"][:, 1])
+    assert torch.equal(first["field.codebook_layers.0"], second["field.codebook_layers.0"])
+    assert not torch.equal(first["field.codebook_layers.1"], second["field.codebook_layers.1"])
 
 
 @pytest.mark.ddp
@@ -163,6 +191,6 @@ def test_two_processes_start_from_the_same_field_as_one(lexel, world, tmp_path):
     one, two = state_of(tmp_path / "one"), state_of(tmp_path / "two")
     for name in ("field.entries", "field.covered", "field.reliable"):
         assert torch.equal(one[name], two[name]), name
-    torch.testing.assert_close(one["field.logits"], two["field.logits"])
-    torch.testing.assert_close(one["field.codebooks"], two["field.codebooks"])
+    torch.testing.assert_close(one["field.logit_layers.0"], two["field.logit_layers.0"])
+    torch.testing.assert_close(one["field.codebook_layers.0"], two["field.codebook_layers.0"])
     assert list((tmp_path / "two" / "language_field_demo").glob("events.out.tfevents.*"))

@@ -1,7 +1,7 @@
 """Warp kernels that blend the Gaussians of a strip of pixels, front to back.
 
-A strip is ``lanes`` neighbouring pixels of one row of one tile: 16 on CPU, where the vectors below become SIMD registers;
-1 on CUDA, where a thread is a lane. The blending rule is that of 3D Gaussian Splatting (Kerbl et al. 2023).
+A strip is ``lanes`` neighbouring pixels of one row of one tile: 16 on CPU, where the vectors below become SIMD
+registers; 1 on CUDA, where a thread is a lane. The blending rule is that of 3D Gaussian Splatting (Kerbl et al. 2023).
 """
 
 import types
@@ -64,7 +64,7 @@ _APPEND = """
             weights.data[k] = w[i];
         }
 """
-# The accumulator of a strip is [channels, lanes], so that a coefficient is one vector; of a single lane it is the output.
+# The accumulator of a strip is [channels, lanes], so that a coefficient is one vector; a lone lane adds to the output.
 _CLEAR = """
     float* acc = LANES == 1 ? out.data + (size_t)rows.data[s] * out.shape[1] : scratch.data;
     for (int i = 0; i < out.shape[1] * LANES; ++i) acc[i] = 0.0f;
@@ -166,7 +166,7 @@ def blending_kernels(lanes: int) -> types.SimpleNamespace:
 
     @wp.func
     def tile_of(pixel: int, width: int) -> int:
-        return (pixel / width / 16) * ((width + 15) / 16) + (pixel % width) / 16
+        return (pixel // width // 16) * ((width + 15) // 16) + (pixel % width) // 16
 
     @wp.func
     def lanes_in_use(s: int, rows: wp.array2d(dtype=wp.int32)) -> lane_vector:
@@ -179,12 +179,20 @@ def blending_kernels(lanes: int) -> types.SimpleNamespace:
     @wp.func
     def ends(live: lane_vector) -> wp.vec2:
         first = float(lanes)
-        last = float(0.0)
+        last = float(0.0)  # noqa: UP018 - a literal would be a constant to Warp
         for i in range(lanes):
             if live[i] > 0.0:
                 first = wp.min(first, float(i))
                 last = float(i)
         return wp.vec2(first, last)
+
+    @wp.func
+    def blend(g: Projected, x: float, y: float, live: lane_vector):
+        """Returns each lane's weight, and its transmittance behind the Gaussian: 0 once the lane has stopped."""
+        alphas = alphas_at(g, x, y)
+        remaining = wp.cw_mul(live, lane_vector(1.0) - alphas)
+        kept = kept_lanes(remaining)
+        return wp.cw_mul(wp.cw_mul(alphas, live), kept), wp.cw_mul(remaining, kept)
 
     @wp.kernel
     def blend_weights(
@@ -206,20 +214,15 @@ def blending_kernels(lanes: int) -> types.SimpleNamespace:
         pixel = strip_pixels[s]
         tile = tile_of(pixel, width)
         x = float(pixel % width)
-        y = float(pixel / width)
+        y = float(pixel // width)
         live = lanes_in_use(s, rows)
         reach = ends(live)
-        ones = lane_vector(1.0)
         count = lane_vector()
         for i in range(tile_offsets[tile], tile_offsets[tile + 1]):
             row = tile_rows[i]
             g = projected[row]
             if reaches(g, x + reach[0], x + reach[1], y):
-                alphas = alphas_at(g, x, y)
-                remaining = wp.cw_mul(live, ones - alphas)
-                kept = kept_lanes(remaining)
-                w = wp.cw_mul(wp.cw_mul(alphas, live), kept)
-                live = wp.cw_mul(remaining, kept)
+                w, live = blend(g, x, y, live)
                 if is_counting:
                     count += positive_lanes(w)
                 else:
@@ -250,10 +253,9 @@ def blending_kernels(lanes: int) -> types.SimpleNamespace:
         pixel = strip_pixels[s]
         tile = tile_of(pixel, width)
         x = float(pixel % width)
-        y = float(pixel / width)
+        y = float(pixel // width)
         live = lanes_in_use(s, rows)
         reach = ends(live)
-        ones = lane_vector(1.0)
         red = lane_vector()
         green = lane_vector()
         blue = lane_vector()
@@ -263,11 +265,7 @@ def blending_kernels(lanes: int) -> types.SimpleNamespace:
             row = tile_rows[i]
             g = projected[row]
             if reaches(g, x + reach[0], x + reach[1], y):
-                alphas = alphas_at(g, x, y)
-                remaining = wp.cw_mul(live, ones - alphas)
-                kept = kept_lanes(remaining)
-                w = wp.cw_mul(wp.cw_mul(alphas, live), kept)
-                live = wp.cw_mul(remaining, kept)
+                w, live = blend(g, x, y, live)
                 color = colors[row]
                 red += color[0] * w
                 green += color[1] * w
@@ -306,21 +304,16 @@ def blending_kernels(lanes: int) -> types.SimpleNamespace:
         pixel = strip_pixels[s]
         tile = tile_of(pixel, width)
         x = float(pixel % width)
-        y = float(pixel / width)
+        y = float(pixel // width)
         live = lanes_in_use(s, rows)
         reach = ends(live)
-        ones = lane_vector(1.0)
         total = lane_vector()
         clear(s, rows, scratch, out)
         for i in range(tile_offsets[tile], tile_offsets[tile + 1]):
             row = tile_rows[i]
             g = projected[row]
             if reaches(g, x + reach[0], x + reach[1], y):
-                alphas = alphas_at(g, x, y)
-                remaining = wp.cw_mul(live, ones - alphas)
-                kept = kept_lanes(remaining)
-                w = wp.cw_mul(wp.cw_mul(alphas, live), kept)
-                live = wp.cw_mul(remaining, kept)
+                w, live = blend(g, x, y, live)
                 total += w
                 accumulate(s, row_gaussians[row], w, rows, channel_ids, values, scratch, out)
                 if not any_positive(live):

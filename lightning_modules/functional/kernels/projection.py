@@ -12,8 +12,11 @@ Projected = wp.types.vector(length=8, dtype=wp.float32)
 @typing.no_type_check
 @wp.func
 def span(centre: float, radius: float, half: float, tiles: int) -> wp.vec2i:
-    # The square of 3 sigma decides by whole tiles, as in 3D Gaussian Splatting; the box of alpha >= 1/255 only drops
-    # tiles on which nothing would be drawn.
+    """Returns the first tile, and the one after the last, along one axis.
+
+    The square of 3 sigma (``radius``) decides by whole tiles, as in 3D Gaussian Splatting; the box of alpha >= 1/255
+    (``half``) only drops tiles on which nothing would be drawn.
+    """
     first = wp.max(wp.floor((centre - radius) / 16.0), wp.floor((centre - half) / 16.0))
     last = wp.min(wp.floor((centre + radius + 15.0) / 16.0), wp.floor((centre + half) / 16.0) + 1.0)
     return wp.vec2i(int(wp.clamp(first, 0.0, float(tiles))), int(wp.clamp(last, 0.0, float(tiles))))
@@ -37,6 +40,7 @@ def project(
     projected: wp.array(dtype=Projected),
     boxes: wp.array(dtype=wp.vec4i),
 ):
+    """Projects Gaussian n; its box of tiles is empty where it cannot be seen."""
     n = start + wp.tid()
     boxes[n] = wp.vec4i(0, 0, 0, 0)
     m = camera_from_world
@@ -67,8 +71,8 @@ def project(
     y = fy * p[1] / z + cy - 0.5
     # alpha >= 1/255 where power >= -reach; a little more, so that rounding loses no pixel.
     reach = wp.log(opacity * 255.0) * 1.0001 + 0.0001
-    across = span(x, radius, wp.sqrt(2.0 * reach * a) + 0.01, (width + 15) / 16)
-    down = span(y, radius, wp.sqrt(2.0 * reach * c) + 0.01, (height + 15) / 16)
+    across = span(x, radius, wp.sqrt(2.0 * reach * a) + 0.01, (width + 15) // 16)
+    down = span(y, radius, wp.sqrt(2.0 * reach * c) + 0.01, (height + 15) // 16)
     if across[1] > across[0] and down[1] > down[0]:
         boxes[n] = wp.vec4i(across[0], across[1], down[0], down[1])
         projected[n] = Projected(x, y, c / determinant, -b / determinant, a / determinant, opacity, z, -reach)
@@ -84,6 +88,7 @@ def list_tiles(
     tiles: wp.array(dtype=wp.int32),
     rows: wp.array(dtype=wp.int32),
 ):
+    """Writes the tiles of one Gaussian's box."""
     v = start + wp.tid()
     box = boxes[v]
     i = offsets[v]

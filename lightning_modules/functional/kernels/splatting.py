@@ -16,6 +16,11 @@ _SPLAT_CODES = """
     for (int c = 0; c < num_channels; ++c) row[c] = 0.0f;
     const auto stop = offsets.data[p + 1];
     for (auto i = offsets.data[p]; i < stop; ++i) {
+#ifndef __CUDACC__
+        const size_t ahead = (size_t)columns.data[i + 8 < stop ? i + 8 : i] * num;
+        __builtin_prefetch(channel_ids.data + ahead);
+        __builtin_prefetch(values.data + ahead);
+#endif
         const size_t at = (size_t)columns.data[i] * num;
         const auto* id = channel_ids.data + at;
         const float* value = values.data + at;
@@ -62,7 +67,8 @@ def splat_codes_row(
     channel_ids: wp.array2d(dtype=wp.int16),
     values: wp.array2d(dtype=float),
     out: wp.array2d(dtype=float),
-): ...
+):
+    """Adds up the codes of one pixel."""
 
 
 @typing.no_type_check
@@ -77,7 +83,8 @@ def gather_codes_row(
     channel_ids: wp.array2d(dtype=wp.int16),
     maps: wp.array2d(dtype=float),
     out: wp.array2d(dtype=float),
-): ...
+):
+    """Sums the products of one Gaussian for its codes ``first`` to ``stop``."""
 
 
 @typing.no_type_check
@@ -91,7 +98,8 @@ def multiply_row(
     weights: wp.array(dtype=float),
     values: wp.array2d(dtype=float),
     out: wp.array2d(dtype=float),
-): ...
+):
+    """Multiplies one row with the columns ``first`` to ``stop``."""
 
 
 @typing.no_type_check
@@ -105,6 +113,7 @@ def splat_codes(
     values: wp.array2d(dtype=float),
     out: wp.array2d(dtype=float),
 ):
+    """Splats the codes of one pixel per thread."""
     splat_codes_row(start + wp.tid(), offsets, columns, weights, channel_ids, values, out)
 
 
@@ -122,10 +131,10 @@ def gather_codes(
 ):
     """Sums, for each Gaussian, what its ``block`` codes read from the pixels of its list."""
     t = start + wp.tid()
-    blocks = (out.shape[1] + block - 1) / block
+    blocks = (out.shape[1] + block - 1) // block
     first = t % blocks * block
     stop = wp.min(first + block, out.shape[1])
-    gather_codes_row(t / blocks, first, stop, offsets, columns, weights, channel_ids, maps, out)
+    gather_codes_row(t // blocks, first, stop, offsets, columns, weights, channel_ids, maps, out)
 
 
 @typing.no_type_check
@@ -141,7 +150,7 @@ def multiply(
 ):
     """Multiplies a CSR matrix with ``block`` columns of a dense one per thread: all on CPU, one on CUDA."""
     t = start + wp.tid()
-    blocks = (out.shape[1] + block - 1) / block
+    blocks = (out.shape[1] + block - 1) // block
     first = t % blocks * block
     stop = wp.min(first + block, out.shape[1])
-    multiply_row(t / blocks, first, stop, offsets, columns, weights, values, out)
+    multiply_row(t // blocks, first, stop, offsets, columns, weights, values, out)
