@@ -37,7 +37,6 @@ class CheckpointExport(Callback):
         if not isinstance(model, LanguageFieldModule):
             raise ValueError(f"{type(model).__name__} has no export; models with one: LanguageFieldModule.")
         if trainer.is_global_zero:
-            step = int(model.field_step)
-            paths = write_language_field(model, folder, model.data.level_names, step)
+            paths = write_language_field(model, folder, model.data.level_names, model.num_steps)
             rank_zero_info("Exported:\n" + "\n".join(f"  {path}" for path in paths))
         trainer.strategy.barrier()

@@ -6,11 +6,11 @@ from typing_extensions import override
 
 
 class ResumableCheckpoint(ModelCheckpoint):
-    """Keeps ``last.ckpt``: every so many steps, when a run breaks off, and when it ends.
+    """Keeps ``last.ckpt``: every so many steps, and when a run ends.
 
     The file is replaced as a whole, so a kill at any moment leaves the one before. ``--ckpt_path=last`` finds it, also
     in the middle of an epoch. Lightning's own ``save_last`` writes a second file and forgets the steps after the last
-    multiple.
+    multiple. Nothing is saved when a run breaks off: a step may be half done, and what it began would be lost.
 
     Args:
         every_n_train_steps: Optimizer steps between two saves.
@@ -23,7 +23,6 @@ class ResumableCheckpoint(ModelCheckpoint):
             filename=self.CHECKPOINT_NAME_LAST,
             save_top_k=1,
             every_n_train_steps=every_n_train_steps,
-            save_on_exception=True,
             enable_version_counter=False,
         )
 

@@ -155,7 +155,7 @@ class LanguageFieldModule(LightningModule):
         self.metrics = evaluation_metrics(data.prompts)
         self.field.logit_layers.requires_grad_(self.logits_lr > 0)
         self.field.codebook_layers.requires_grad_(self.codebook_lr > 0)
-        self.register_buffer("field_step", torch.tensor(0))  # optimizer steps behind the field; survives outside fit
+        self.register_buffer("field_step", torch.tensor(0))  # as of the checkpoint; see num_steps
 
     @property
     def data(self) -> Any:
@@ -176,6 +176,15 @@ class LanguageFieldModule(LightningModule):
                 f"({self.scene.num_gaussians} of them). Give the data module the scene of that run "
                 "(--data.init_args.gaussians), or start a new run under another name (--trainer.logger.init_args.name)."
             )
+
+    @override
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["state_dict"]["field_step"] = torch.tensor(self.global_step)
+
+    @property
+    def num_steps(self) -> int:
+        """Optimizer steps behind the field, also outside of training, where Lightning's count is 0."""
+        return max(self.global_step, int(self.field_step))
 
     @override
     def on_fit_start(self) -> None:
@@ -304,10 +313,6 @@ class LanguageFieldModule(LightningModule):
             )
             loss = loss + difference.sum() / labelled
         return loss
-
-    @override
-    def on_train_batch_end(self, outputs: Any, batch: LanguageView, batch_idx: int) -> None:
-        self.field_step.fill_(self.global_step)
 
     @override
     def on_train_epoch_end(self) -> None:

@@ -358,3 +358,15 @@ def test_a_scene_without_labels_can_be_trained_on(tmp_path: Path) -> None:
     assert len(names(data.train_dataloader())) == 5
     with pytest.raises(ValueError, match=r"no encoder for 'mug'.*OpenClipTextEncoder"):
         data.encode_text(["mug"])
+
+
+def test_the_command_line_can_choose_the_text_encoder(root: Path) -> None:
+    from jsonargparse import ArgumentParser
+
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_subclass_arguments(LerfDataModule, "data")
+    encoder = "datamodules.readers.text_embeddings.TextEmbeddingTable"
+    table = f"--data.text.init_args.path={root / 'text_embeddings.npz'}"
+    arguments = ["--data=datamodules.lerf.LerfDataModule", f"--data.root={root}", f"--data.text={encoder}", table]
+    data = parser.instantiate_classes(parser.parse_args(arguments)).data
+    assert data.text.phrases == PHRASES

@@ -66,8 +66,8 @@ class Killed(Callback):
 
 def test_a_killed_run_resumes_bit_equal_from_its_last_save(lexel, tmp_path):
     lexel("fit", "--trainer.max_steps=16", EVERY_FOUR, runs=tmp_path / "whole")
+    kill = "--trainer.callbacks+=tests.end_to_end.test_language_field.Killed"
     with pytest.raises(RuntimeError, match="killed"):
-        kill = "--trainer.callbacks+=tests.end_to_end.test_language_field.Killed"
         lexel("fit", "--trainer.max_steps=16", EVERY_FOUR, kill, runs=tmp_path / "parts")
     lexel("fit", "--trainer.max_steps=16", "--ckpt_path=last", EVERY_FOUR, runs=tmp_path / "parts")
     assert_equal_states(state_of(tmp_path / "whole"), state_of(tmp_path / "parts"))

@@ -53,9 +53,7 @@ def test_blending_weights_equal_the_twin(seed: int) -> None:
     _, expected, is_ambiguous = reference(scene, camera)
     assert is_ambiguous.float().mean() < 0.1
     assert (expected > 0).sum() > 3 * camera.num_pixels  # pixels blend several Gaussians, or nothing is tested
-    torch.testing.assert_close(
-        dense(weights)[~is_ambiguous], expected.float()[~is_ambiguous], atol=2e-5, rtol=1e-4
-    )
+    torch.testing.assert_close(dense(weights)[~is_ambiguous], expected.float()[~is_ambiguous], atol=2e-5, rtol=1e-4)
     assert torch.equal((dense(weights) > 0)[~is_ambiguous], (expected > 0)[~is_ambiguous])
 
 
