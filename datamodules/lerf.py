@@ -201,11 +201,13 @@ class LerfDataModule(LightningDataModule):
         for view in self._stored:
             if view.mask_features is not None:
                 return view.mask_features.shape[1]
-        return self.negative_embeddings.shape[1]
+        return self.encode_text(self.negatives).shape[1]
 
     @property
     def negative_embeddings(self) -> Float[Tensor, "negatives channels"]:
-        """[J, C] unit embeddings of the negative phrases."""
+        """[J, C] unit embeddings of the negative phrases; none, [0, C], in a scene without a text encoder."""
+        if self._text_encoder() is None:
+            return torch.zeros(0, self.feature_dim)
         return self.encode_text(self.negatives)
 
     def encode_text(self, phrases: Sequence[str]) -> Float[Tensor, "phrases channels"]:

@@ -356,6 +356,7 @@ def test_a_scene_without_labels_can_be_trained_on(tmp_path: Path) -> None:
     data = ready(root)
     assert names(data.test_dataloader()) == []
     assert len(names(data.train_dataloader())) == 5
+    assert data.negative_embeddings.shape == (0, CHANNELS)
     with pytest.raises(ValueError, match=r"no encoder for 'mug'.*OpenClipTextEncoder"):
         data.encode_text(["mug"])
 

@@ -37,7 +37,7 @@ def dense(weights: BlendingWeights) -> Tensor:
 
 
 def reference(scene: GaussianScene, camera: Camera) -> tuple[rasterization_reference.DenseBlending, Tensor, Tensor]:
-    """The twin in float64 over all pixels: its blending, its weights per Gaussian, and the pixels that rounding decides."""
+    """The twin in float64 over all pixels: its blending, weights per Gaussian, and the pixels that rounding decides."""
     scene, camera = as_float64(scene, camera)
     projected = rasterization_reference.project_gaussians(scene, camera)
     blending = rasterization_reference.blend(scene, projected, camera, torch.arange(camera.num_pixels))
