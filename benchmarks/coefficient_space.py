@@ -59,7 +59,9 @@ def main() -> None:
 
     mine, reference = gradients["ours"], (gradients["dense"][0].flatten(1).T, gradients["dense"][1])
     error = max(float((a - b).abs().max() / b.abs().max()) for a, b in zip(mine, reference, strict=True))
-    print(f"{args.width}x{args.height}, {args.size} entries, {args.channels} channels, {args.device}, {args.threads} threads")
+    print(
+        f"{args.width}x{args.height}, {args.size} entries, {args.channels} channels, {args.device}, {args.threads} threads"
+    )
     print_costs({"dense maps": dense, "coefficient space": ours})
     faster = dense.cpu_s / ours.cpu_s if args.device.type == "cpu" else dense.wall_s / ours.wall_s
     report_claim("coefficient_space_faster", faster, 8, dense=dense._asdict(), ours=ours._asdict())

@@ -1,7 +1,7 @@
 """A real scene in a second: the garden's points as Gaussians, 648x420 RGB from projection to picture, on CPU.
 
-The points of Mip-NeRF 360's garden become isotropic Gaussians as 3D Gaussian Splatting begins them: the scale is the mean
-distance to the three nearest neighbours. The picture is compared with the pure-torch twin in float64 on scattered pixels.
+The points of Mip-NeRF 360's garden become isotropic Gaussians as 3D Gaussian Splatting begins them: the scale is the
+mean distance to the three nearest neighbours. The picture is compared with the float64 twin on scattered pixels.
 
 Floor: 138,766 Gaussians are read once (68 B each, 9 MB) and 16.6 million pixel-Gaussian pairs are blended, about 30
 flops each, 0.5 GFLOP; with 16-wide SIMD a few hundredths of a second. The rest is finding the pairs.
@@ -11,6 +11,7 @@ flops each, 0.5 GFLOP; with 16-wide SIMD a few hundredths of a second. The rest 
 
 import argparse
 import os
+import time
 from pathlib import Path
 
 os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # read by torch when it loads: big tensors on huge pages
@@ -50,6 +51,7 @@ def read_garden(data: Path, view: int, opacity: float = 0.5) -> tuple[GaussianSc
 
 
 def main() -> None:
+    """Measures, compares with the twin and reports."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path, nargs="?", default=DATA)
     parser.add_argument("--view", type=int, default=0, choices=(0, 1, 2))
@@ -61,7 +63,9 @@ def main() -> None:
     device = torch.device("cpu")
     scene, camera = read_garden(args.data, args.view)
 
-    compilation = measure(lambda: render(scene, prepare_view(scene, camera)), device, 0)  # or loading from the cache
+    began = time.perf_counter()
+    blending_weights(prepare_view(scene, camera))
+    compilation_s = time.perf_counter() - began
     costs = {
         "prepare_view": measure(lambda: prepare_view(scene, camera), device, args.repeats),
         "prepare_view + render": measure(lambda: render(scene, prepare_view(scene, camera)), device, args.repeats),
@@ -74,7 +78,7 @@ def main() -> None:
         f"{pairs / 1e6:.1f} M pairs, view {view.num_bytes / 2**20:.1f} MiB, {args.threads} threads"
     )
     print_costs(costs)
-    print(f"first call, kernels compiled or read from the cache: {compilation.wall_s:.1f} s")
+    print(f"first call, kernels compiled or read from the cache: {compilation_s:.1f} s")
 
     rendered = render(scene, view)
     ids = torch.randperm(camera.num_pixels, generator=torch.Generator().manual_seed(0))[: args.pixels]

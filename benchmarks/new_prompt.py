@@ -78,7 +78,9 @@ def main() -> None:
     seconds = {name: cost.cpu_s if args.device.type == "cpu" else cost.wall_s for name, cost in costs.items()}
     dense = seconds["LangSplatV2's dense path"]
     error = max(float((answers[name] - answers["dense"]).abs().max()) for name in ("ours", "kept", "blocks"))
-    print(f"{args.width}x{args.height}, {args.levels} levels x {args.size} entries, {args.device}, {args.threads} threads")
+    print(
+        f"{args.width}x{args.height}, {args.levels} levels x {args.size} entries, {args.device}, {args.threads} threads"
+    )
     print_costs(costs)
     print(f"largest difference of a relevancy: {error:.1e}")
     details = {name: cost._asdict() for name, cost in costs.items()}

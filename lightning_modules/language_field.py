@@ -1,5 +1,6 @@
 """Trains and evaluates the language-Gaussian codebook field (LangSplatV2, arXiv 2507.07136) on a frozen scene."""
 
+import warnings
 from collections import OrderedDict
 from typing import Any, Literal, NamedTuple
 
@@ -426,8 +427,12 @@ class LanguageFieldModule(LightningModule):
     def _evaluate_photograph(self, view: LanguageView) -> None:
         """Compares with the photograph itself: its colours, and its own features where they were held out."""
         if view.image is not None:
-            psnr = peak_signal_to_noise(self.render(view).rgb, view.image.flatten(0, 1) / 255)
-            self._update("test/psnr", psnr)
+            rendered, photograph = self.render(view), view.image.flatten(0, 1) / 255
+            covered = rendered.alpha >= ALPHA_GATE
+            self._update("test/psnr", peak_signal_to_noise(rendered.rgb, photograph))
+            self._update("test/coverage", covered.float())
+            if covered.any():
+                self._update("test/psnr_covered", peak_signal_to_noise(rendered.rgb[covered], photograph[covered]))
         if view.mask_ids is None or view.mask_features is None:
             return
         weight_map, _ = self.weight_map(view)
@@ -455,7 +460,9 @@ class LanguageFieldModule(LightningModule):
     def _log_metrics(self, stage: str) -> None:
         for name, metric in self.metrics.items():
             if name.startswith(stage) and isinstance(metric, Metric):
-                value = metric.compute()  # on every process: computing gathers
+                with warnings.catch_warnings():
+                    warnings.filterwarnings("ignore", "The ``compute`` method")  # a process may have had no view
+                    value = metric.compute()  # on every process: computing gathers
                 metric.reset()
                 if not value.isnan():  # nothing of the kind was in the data
                     self.log(name, value, prog_bar=name == "val/miou")
@@ -534,7 +541,7 @@ def evaluation_metrics(prompts: list[str]) -> nn.ModuleDict:
         metrics[scored.format("miou")] = OpenVocabularyIoU(prompts)
         metrics[scored.format("miou_best_level")] = OpenVocabularyIoU(prompts)
         metrics[scored.format(localization)] = LocalizationAccuracy(prompts)
-    for name in ("psnr", "cosine", "cosine_shuffled"):
+    for name in ("psnr", "psnr_covered", "coverage", "cosine", "cosine_shuffled"):
         metrics[f"test/{name}"] = MeanMetric()
     return nn.ModuleDict(metrics)
 

@@ -186,7 +186,8 @@ def _cosines(weight_map: Tensor, codebook: Tensor, texts: Tensor, norms: Tensor 
 def _norms(weights: Tensor, gram: Tensor) -> Tensor:
     squares = ((weights @ gram) * weights).sum(1)
     # Below this, coefficients of both signs have cancelled and the rest is rounding.
-    noise = 4 * torch.finfo(gram.dtype).eps * gram.diagonal().amax() * weights.square().sum(1)
+    sizes = torch.linalg.vector_norm(weights.detach(), dim=1)
+    noise = 4 * torch.finfo(gram.dtype).eps * gram.detach().diagonal().amax() * sizes.square()
     has_direction = squares > noise.clamp_min(MIN_NORM**2)
     return torch.where(has_direction, squares, 1).sqrt() * has_direction
 
