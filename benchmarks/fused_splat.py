@@ -21,7 +21,8 @@ import time
 import warnings
 from pathlib import Path
 
-os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # read by torch when it loads: big tensors on huge pages
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # both are read by torch when it loads: no spinning threads,
+os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # and big tensors on huge pages
 
 import torch
 
