@@ -62,10 +62,15 @@ def _resident_kib(field: str) -> int:
     return int(line.split()[1])
 
 
-def report_claim(name: str, measured: float, required: float, **details: object) -> None:
-    """Prints one JSON line that says what was claimed and what was measured."""
-    line = {"claim": name, "measured": measured, "required": required, "holds": measured >= required, **details}
-    print(json.dumps({key: round(value, 8) if isinstance(value, float) else value for key, value in line.items()}))
+def report_claim(name: str, measured: float, required: float | None = None, **details: object) -> None:
+    """Prints one JSON line: what was measured, the least that was claimed, and whether it holds."""
+    holds = {} if required is None else {"required": required, "holds": measured >= required}
+    print(json.dumps({"claim": name, "measured": measured, **holds, **details}))
+
+
+def report_error(name: str, measured: float, at_most: float) -> None:
+    """Prints one JSON line: how far two results differ, the most that was claimed, and whether it holds."""
+    print(json.dumps({"claim": name, "measured": measured, "at_most": at_most, "holds": measured <= at_most}))
 
 
 def print_costs(rows: dict[str, Cost]) -> None:

@@ -496,7 +496,11 @@ class LanguageFieldModule(LightningModule):
         segmentation = segment(self.relevancy_maps(weight_map, embeddings, view), self.protocol)
         colours = torch.stack(
             [
-                feature_colours(self.field.level_weights(weight_map, level), self.field.level_codebook(level))
+                feature_colours(
+                    self.field.level_weights(weight_map, level),
+                    self.field.level_codebook(level),
+                    num_layers=self.vq_layer_num,
+                )
                 for level in range(self.field.num_levels)
             ]
         )

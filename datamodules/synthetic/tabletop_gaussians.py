@@ -25,7 +25,7 @@ FLATNESS = 0.14  # sigma along the normal over sigma along the surface
 # discs inwards until outlines fit; a third of a pixel at the cameras' distance does the same here.
 SURFACE_INSET = 0.001  # metres
 CLUMP_SIZE = 12
-FLOATER_BOUNDS = np.array([(-0.7, -0.7, 0.0), (0.7, 0.7, 0.65)])  # metres; the air between the cameras and the table
+FLOATER_BOUNDS = np.array([(-0.75, -0.75, 0.0), (0.75, 0.75, 0.7)])  # metres; the air between the cameras and the table
 _SH_DEGREE_0 = 0.28209479177387814
 
 

@@ -107,9 +107,9 @@ def _mug(color: tuple[float, float, float]) -> Callable[[], tuple[Part, ...]]:
         outline = np.array([(0, 0), (0.042, 0), (0.047, 0.006), (0.049, 0.05), (0.05, 0.112)])
         handle = [(0.046, 0, 0.092), (0.083, 0, 0.096), (0.096, 0, 0.06), (0.08, 0, 0.026), (0.046, 0, 0.03)]
         return (
-            Part("mug body", Material(color, gloss=0.5), (lathe(shell(outline, 0.004)),)),
+            Part("mug body", Material(color, gloss=0.5), (lathe(shell(outline, 0.007)),)),
             Part("mug handle", Material(color, gloss=0.5), (tube(handle, 0.0095),)),
-            Part("coffee", Material((0.24, 0.13, 0.07), gloss=0.6), (_disc(0.0455, 0.085, 0.092),)),
+            Part("coffee", Material((0.24, 0.13, 0.07), gloss=0.2), (_disc(0.0435, 0.085, 0.092),)),
         )
 
     return build
@@ -132,7 +132,7 @@ def _teapot() -> tuple[Part, ...]:
 def _soup_bowl() -> tuple[Part, ...]:
     outline = smooth_outline([(0, 0.0), (0.045, 0.0), (0.078, 0.03), (0.094, 0.068)], 10)
     return (
-        Part("bowl side", Material((0.93, 0.93, 0.9), gloss=0.5), (lathe(shell(outline, 0.005)),)),
+        Part("bowl side", Material((0.93, 0.93, 0.9), gloss=0.5), (lathe(shell(outline, 0.007)),)),
         Part("bowl rim", Material((0.12, 0.25, 0.5), gloss=0.5), (_ring(0.093, 0.0065, 0.068),)),
         Part("tomato soup", Material((0.82, 0.26, 0.08), gloss=0.5), (_disc(0.079, 0.042, 0.05),)),
     )
@@ -268,7 +268,7 @@ def _desk_lamp() -> tuple[Part, ...]:
     head = turn("y", -28)
     tip = np.array([0.062, 0, 0.262])
     shade = np.array([(0.022, 0.0), (0.03, -0.01), (0.07, -0.085)])[::-1]
-    outline = np.concatenate([shade, shade[::-1] - [0.004, 0.002]])
+    outline = np.concatenate([shade, shade[::-1] - [0.008, 0.003]])
     return (
         Part("lamp base", metal, (_capped([(0.066, 0), (0.066, 0.01), (0.05, 0.02), (0.012, 0.026)], 8),)),
         Part("lamp pole", metal, (tube([(0, 0, 0.02), (-0.035, 0, 0.13), (-0.02, 0, 0.24), (0.058, 0, 0.265)], 0.0085),)),
@@ -289,7 +289,7 @@ def _cactus() -> tuple[Part, ...]:
         for k in range(6)
     )  # fmt: skip
     return (
-        Part("flower pot", Material((0.72, 0.38, 0.25), "speckle", 0.08), (lathe(shell(pot, 0.006)),)),
+        Part("flower pot", Material((0.72, 0.38, 0.25), "speckle", 0.08), (lathe(shell(pot, 0.008)),)),
         Part("soil", Material((0.22, 0.16, 0.12), "speckle", 0.0), (_disc(0.054, 0.06, 0.07),)),
         Part("cactus stem", green, (ellipsoid((0.035, 0.035, 0.088), (0, 0, 0.14)),)),
         Part("cactus arm", green, arms),

@@ -93,7 +93,7 @@ def codebook_usage(
     The perplexity is exp of the entropy: ``size`` if all are used alike, 1 if a single one is, 0 if none is.
 
     Args:
-        counts: How often, or with how much weight, each entry is used; 0 or more. Under several processes sum them first.
+        counts: How often, or with how much weight, each entry is used; 0 or more. Several processes sum theirs first.
     """
     shares = counts / counts.sum(-1, keepdim=True).clamp_min(torch.finfo(torch.get_default_dtype()).tiny)
     used = (counts > 0).to(shares.dtype)

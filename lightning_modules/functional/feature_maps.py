@@ -98,7 +98,10 @@ def compute_feature_map_quick(
 
 
 def _check_inputs(weight_map: Tensor, codebook: Tensor, weight_axes: list[str]) -> None:
-    for name, tensor, axes in (("weight_map", weight_map, weight_axes), ("codebook", codebook, ["layers", "size", "C"])):
+    for name, tensor, axes in (
+        ("weight_map", weight_map, weight_axes),
+        ("codebook", codebook, ["layers", "size", "C"]),
+    ):
         if tensor.ndim != len(axes):
             raise ValueError(f"{name} must have the axes [{', '.join(axes)}], got the shape {list(tensor.shape)}.")
         if not tensor.is_floating_point():
@@ -117,13 +120,13 @@ def _check_channels(weight_map: Tensor, codebook: Tensor) -> None:
     num_layers, size, _ = codebook.shape
     if weight_map.shape[0] != num_layers * size:
         raise ValueError(
-            f"weight_map has {weight_map.shape[0]} channels but the codebook has {num_layers} layers x {size} entries = "
-            f"{num_layers * size}; they must be equal."
+            f"weight_map has {weight_map.shape[0]} channels but the codebook has {num_layers} layers x {size} entries "
+            f"= {num_layers * size}; they must be equal."
         )
 
 
 class _Decode(torch.autograd.Function):
-    """[groups, size, pixels] x [groups, size, C] -> [groups, C, pixels], normalised or not, block by block of pixels."""
+    """[groups, size, pixels] x [groups, size, C] -> [groups, C, pixels], normalised or not, in blocks of pixels."""
 
     @staticmethod
     def forward(ctx: Any, weights: Tensor, atoms: Tensor, normalize: bool, max_bytes: int) -> Tensor:

@@ -41,7 +41,7 @@ def kmeans(
     sample_weights: Float[Tensor, " points"] | None = None,
     batch_size: int | None = None,
 ) -> KMeansResult:
-    """Clusters points by Lloyd's or mini-batch k-means from greedy k-means++ seeds, and keeps the best of some restarts.
+    """Clusters points by Lloyd's or mini-batch k-means from greedy k-means++ seeds; keeps the best of some restarts.
 
     The same input and seed give the same result; draws are made on the CPU whatever the device, so devices and numbers
     of threads differ by rounding alone. A cluster that loses its points restarts at the point farthest from its

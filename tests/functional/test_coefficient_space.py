@@ -197,3 +197,19 @@ def test_autocast_does_not_lower_the_precision():
     with torch.autocast("cpu", dtype=torch.bfloat16):
         torch.testing.assert_close(cosine_similarity_to_targets(weights, codebook, targets, ids), expected)
         torch.testing.assert_close(relevancy(weights, codebook, targets[:1], targets[1:]), answer)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_the_gpu_gives_the_same_cosines_gradients_and_relevancy():
+    weights, codebook, targets, ids = field(pixels=5000, entries=64, channels=128, dtype=torch.float32)
+    answers = []
+    for device in ("cpu", "cuda"):
+        leaves = [leaf.detach().to(device).requires_grad_() for leaf in (weights, codebook)]
+        on_device = targets.to(device)
+        cosine = cosine_similarity_to_targets(*leaves, on_device, ids.to(device))
+        gradients = torch.autograd.grad(cosine.sum(), leaves)
+        relevancies = relevancy(*leaves, on_device[:2], on_device[2:])
+        answers.append([tensor.cpu() for tensor in (cosine, *gradients, relevancies)])
+    for ours, reference in zip(*answers, strict=True):
+        torch.testing.assert_close(ours, reference, rtol=1e-3, atol=1e-5 * float(reference.abs().max()))

@@ -86,7 +86,9 @@ def test_lower_precisions_round_the_double_result(dtype, tolerance, normalize):
     direction = torch.randn_like(double)
     direction[:, 0, 0] = 0
     theirs = torch.autograd.grad(double, (weights, codebook), direction)
-    for mine, reference in zip(torch.autograd.grad(ours, (weights, codebook), direction.to(dtype)), theirs, strict=True):
+    for mine, reference in zip(
+        torch.autograd.grad(ours, (weights, codebook), direction.to(dtype)), theirs, strict=True
+    ):
         assert mine.dtype == dtype
         torch.testing.assert_close(mine, reference, rtol=10 * tolerance, atol=10 * tolerance)
 
@@ -157,3 +159,13 @@ def test_a_layer_that_does_not_exist_is_named(layer):
 def test_quick_shapes_that_do_not_fit_are_named(shape):
     with pytest.raises(ValueError, match="weight_map"):
         compute_feature_map_quick(torch.rand(shape), torch.rand(3, 4, 7))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-3), (torch.float16, 4e-3)])
+def test_the_gpu_gives_the_same_map(dtype, tolerance):
+    weights, codebook = (leaf.detach() for leaf in inputs(dtype))
+    expected = compute_final_feature_map(weights, codebook, normalize=True)
+    ours = compute_final_feature_map(weights.cuda(), codebook.cuda(), normalize=True).cpu()
+    torch.testing.assert_close(ours, expected, rtol=tolerance, atol=tolerance)

@@ -39,7 +39,9 @@ def test_the_result_is_a_fixed_point_of_the_literal_algorithm():
 
 def test_in_one_dimension_two_clusters_reach_the_best_split():
     points = torch.randn(40, 1).sort(0).values
-    best = min(float(sum(half.var(0, correction=0) * len(half) for half in points.split([i, 40 - i]))) for i in range(1, 40))
+    best = min(
+        float(sum(half.var(0, correction=0) * len(half) for half in points.split([i, 40 - i]))) for i in range(1, 40)
+    )
     assert kmeans(points, 2, seed=0, num_restarts=8).inertia == pytest.approx(best, rel=1e-4)
 
 
@@ -164,3 +166,13 @@ def test_bad_input_is_named(change, message):
     arguments = {"features": torch.randn(4, 2), "num_clusters": 2, "seed": 0} | change
     with pytest.raises(ValueError, match=message):
         kmeans(**arguments)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("options", [{}, {"spherical": True}, {"batch_size": 32}])
+def test_the_gpu_finds_the_same_clusters_every_time(options):
+    points = blobs()
+    first, second = (kmeans(points.cuda(), 5, seed=0, **options) for _ in range(2))
+    assert torch.equal(first.centroids, second.centroids)
+    assert torch.equal(first.assignments.cpu(), kmeans(points, 5, seed=0, **options).assignments)

@@ -126,9 +126,9 @@ class TestClosedForms:
 
     def test_a_gaussian_that_would_leave_less_than_a_ten_thousandth_is_not_added(self) -> None:
         camera = facing_camera()
-        scene = isotropic_scene([[0.0, 0.0, z] for z in (2.0, 3.0, 4.0, 5.0)], [0.3] * 4, [0.95, 0.95, 0.95, 0.95])
+        scene = isotropic_scene([[0.0, 0.0, z] for z in (2.0, 3.0, 4.0, 5.0)], [0.3] * 4, [0.95, 0.95, 0.95, 0.6])
         weights = blending_weights(prepare_view(scene, camera), torch.tensor([24 * 64 + 32]))
-        assert weights.gaussian_ids.tolist() == [0, 1, 2]
+        assert weights.gaussian_ids.tolist() == [0, 1, 2]  # the fourth would leave 0.05^3 x 0.4 = 5e-5
         assert weights.alphas.item() == pytest.approx(1 - 0.05**3, rel=1e-5)
 
     def test_background_shows_through_colour_but_not_through_codes(self) -> None:
