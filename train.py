@@ -12,6 +12,8 @@ import os
 
 # Read when torch loads: small operations spin in OpenMP and slow down a hundredfold on shared cores.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+# Large maps on huge pages: without, the first touch of a weight map costs as much as filling it.
+os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import ArgsType, LightningCLI

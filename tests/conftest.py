@@ -2,6 +2,7 @@ import os
 
 # Small torch operations spin in OpenMP and slow down a hundredfold when the cores are shared; set before torch loads.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # as in train.py
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a hub lookup without network stalls for most of a minute
 
 import socket

@@ -19,6 +19,7 @@ FLOATER_FRACTION = 0.04
 SEMI_TRANSPARENT_FRACTION = 0.15
 WIDE_FRACTION = 0.03  # discs 2.2 times too wide, as after stopped densification
 SIGMA_OVER_SPACING = 0.45  # of a disc, over the mean distance to its three nearest opaque neighbours
+SIGMA_SPREAD = (0.7, 1.4)
 COARSE_SIGMA_OVER_SPACING = 0.6  # the same for furniture and room, whose discs hide behind nothing
 FLATNESS = 0.14  # sigma along the normal over sigma along the surface
 # The rasterizer widens every footprint by 0.3 square pixels, which fattens silhouettes. Training on photographs pulls
@@ -98,7 +99,7 @@ def make_gaussians(
     is_faint = rng.uniform(size=count) < SEMI_TRANSPARENT_FRACTION
     opacities[is_faint] = rng.uniform(0.05, 0.4, int(is_faint.sum()))
     relative = np.where(part_ids < world.num_movable, SIGMA_OVER_SPACING, COARSE_SIGMA_OVER_SPACING)
-    tangential = relative * _neighbour_distances(samples, part_ids, ~is_faint) * rng.uniform(0.7, 1.4, count)
+    tangential = relative * _neighbour_distances(samples, part_ids, ~is_faint) * rng.uniform(*SIGMA_SPREAD, count)
     tangential = np.where(rng.uniform(size=count) < WIDE_FRACTION, 2.2 * tangential, tangential)
     scales = tangential[:, None] * np.concatenate(
         [rng.uniform(0.85, 1.15, (count, 2)), np.full((count, 1), FLATNESS)], 1
