@@ -5,6 +5,8 @@ from pathlib import Path
 import pytest
 from lightning.pytorch.cli import LightningCLI
 
+from train import main
+
 ROOT = Path(__file__).parents[1]
 
 
@@ -23,9 +25,25 @@ def test_the_ground_floor_loads_without_lightning():
 
 
 @pytest.mark.parametrize("command", ["fit", "validate", "test", "predict", "export"])
-def test_every_command_explains_itself(command):
-    answer = subprocess.run(
-        [sys.executable, "train.py", command, "--help"], cwd=ROOT, capture_output=True, text=True, check=True
-    )
-    assert "--config" in answer.stdout
-    assert "--ckpt_path" in answer.stdout
+def test_every_command_explains_itself(command, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main([command, "--help"])
+    assert stop.value.code == 0
+    answer = capsys.readouterr().out
+    assert "--config" in answer
+    assert "--ckpt_path" in answer
+
+
+def test_a_setting_is_explained_by_its_docstring(capsys):
+    with pytest.raises(SystemExit):
+        main(["fit", "--model.help", "lightning_modules.language_field.LanguageFieldModule"])
+    answer = capsys.readouterr().out
+    assert "Coefficients per Gaussian, level and layer" in answer
+    assert "Side of the average over relevancy" in answer  # of the nested settings, too
+
+
+def test_an_unknown_setting_is_refused(capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["fit", "--config", str(ROOT / "configs/language_field/demo.yaml"), "--model.init_args.top_k=4"])
+    assert stop.value.code == 2
+    assert "top_k" in capsys.readouterr().err

@@ -19,6 +19,7 @@ FLOATER_FRACTION = 0.04
 SEMI_TRANSPARENT_FRACTION = 0.15
 WIDE_FRACTION = 0.03  # discs 2.2 times too wide, as after stopped densification
 SIGMA_OVER_SPACING = 0.45  # of a disc, over the mean distance to its three nearest opaque neighbours
+OPAQUE = (0.75, 0.98)
 SIGMA_SPREAD = (0.7, 1.4)
 COARSE_SIGMA_OVER_SPACING = 0.6  # the same for furniture and room, whose discs hide behind nothing
 FLATNESS = 0.14  # sigma along the normal over sigma along the surface
@@ -95,7 +96,7 @@ def make_gaussians(
     """
     count = len(samples.points)
     part_ids = caster.part_of_solid[samples.solid_ids]
-    opacities = rng.uniform(0.75, 0.98, count)
+    opacities = rng.uniform(*OPAQUE, count)
     is_faint = rng.uniform(size=count) < SEMI_TRANSPARENT_FRACTION
     opacities[is_faint] = rng.uniform(0.05, 0.4, int(is_faint.sum()))
     relative = np.where(part_ids < world.num_movable, SIGMA_OVER_SPACING, COARSE_SIGMA_OVER_SPACING)
@@ -107,10 +108,11 @@ def make_gaussians(
     rotations = _frames_on(samples.normals, rng)
 
     total = count / (1 - INSIDE_FRACTION - (FLOATER_FRACTION if floaters != "none" else 0))
-    inside = rng.permutation(count)[: round(INSIDE_FRACTION * total)]
-    depth = rng.uniform(0.003, 0.01, (len(inside), 1))
     discs = samples.points - SURFACE_INSET * samples.normals
-    means = np.concatenate([discs, discs[inside] - depth * samples.normals[inside]])
+    sunken = discs - rng.uniform(0.003, 0.01, (count, 1)) * samples.normals
+    inside = rng.permutation(np.nonzero(_is_inside_own_solid(caster, sunken, samples))[0])
+    inside = inside[: round(INSIDE_FRACTION * total)]
+    means = np.concatenate([discs, sunken[inside]])
     rows = np.concatenate([np.arange(count), inside])
     opacities = np.concatenate([opacities, rng.uniform(0.2, 0.9, len(inside))])
     scales, rotations, colors, part_ids = (array[rows] for array in (scales, rotations, colors, part_ids))
@@ -152,12 +154,21 @@ def _visible_samples(
     solid_ids = np.repeat(np.arange(len(parts)), [len(part.points) for part in parts])
     kept = ~((normals[:, 2] < -0.95) & (points[:, 2] < 1e-3))
     kept &= (caster.part_of_solid[solid_ids] < num_things) | ((normals * points).sum(1) < 0)
-    probes = points + 0.002 * normals
-    for solid_id, solid in enumerate(caster.solids):
-        centre, radius = solid.bounding_sphere()
-        near = np.nonzero(kept & (((probes - centre) ** 2).sum(1) < radius**2))[0]
-        kept[near[solid.contains(probes[near]) & (solid_ids[near] != solid_id)]] = False
+    for probes in (points + 0.0002 * normals, points + 0.002 * normals):
+        for solid_id, solid in enumerate(caster.solids):
+            centre, radius = solid.bounding_sphere()
+            near = np.nonzero(kept & (((probes - centre) ** 2).sum(1) < radius**2))[0]
+            kept[near[solid.contains(probes[near]) & (solid_ids[near] != solid_id)]] = False
     return SurfaceSamples(points[kept], normals[kept], solid_ids[kept])
+
+
+def _is_inside_own_solid(caster: RayCaster, points: np.ndarray, samples: SurfaceSamples) -> np.ndarray:
+    """Tells which points, moved inwards from the samples, have not come out again behind a thin wall."""
+    is_inside = np.zeros(len(points), bool)
+    for solid_id in np.unique(samples.solid_ids):
+        rows = np.nonzero(samples.solid_ids == solid_id)[0]
+        is_inside[rows] = caster.solids[solid_id].contains(points[rows])
+    return is_inside
 
 
 def _neighbour_distances(samples: SurfaceSamples, part_ids: np.ndarray, is_opaque: np.ndarray) -> np.ndarray:

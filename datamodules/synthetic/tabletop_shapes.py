@@ -7,7 +7,7 @@ quadratics per ray, so a photograph is exact to rounding and needs no marching.
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import NamedTuple, Self
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
@@ -33,7 +33,7 @@ class Solid:
     origin: np.ndarray
     scale: float
 
-    def moved(self, rotation: np.ndarray, origin: np.ndarray, scale: float = 1.0) -> Self:
+    def moved(self, rotation: np.ndarray, origin: np.ndarray, scale: float = 1.0) -> "Solid":
         """Returns the body after a further similarity transform (rotation, then scale, then translation)."""
         return replace(
             self,
