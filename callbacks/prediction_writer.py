@@ -10,7 +10,7 @@ from lightning.pytorch.callbacks import BasePredictionWriter
 from typing_extensions import override
 
 from callbacks.writers.pictures import write_png
-from lightning_modules.functional.colour_maps import turbo
+from lightning_modules.functional.colour_maps import heat_picture
 from lightning_modules.language_field import FieldPrediction
 
 MASK_COLOUR = (1.0, 0.0, 0.0)
@@ -48,7 +48,7 @@ class PredictionWriter(BasePredictionWriter):
         red = prediction.rgb.new_tensor(MASK_COLOUR)
         for prompt, heat, mask in zip(prediction.prompts, prediction.relevancy, prediction.masks, strict=True):
             folder = root / file_name(prompt) / prediction.name
-            write_png(folder / "heatmap.png", turbo(heat))
+            write_png(folder / "heatmap.png", heat_picture(heat))
             overlay = torch.where(mask[..., None], 0.7 * prediction.rgb + 0.3 * red, prediction.rgb)
             write_png(folder / "mask_overlay.png", overlay)
 

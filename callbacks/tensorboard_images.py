@@ -5,7 +5,7 @@ from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from typing_extensions import override
 
-from lightning_modules.functional.colour_maps import turbo
+from lightning_modules.functional.colour_maps import heat_picture
 from lightning_modules.language_field import LanguageFieldModule
 
 
@@ -39,4 +39,4 @@ class TensorBoardImages(Callback):
         for level, colours in enumerate(answer.feature_colours):
             board.add_image(f"view/features_level_{level}", colours, step, dataformats="HWC")
         for prompt, heat in zip(answer.prompts, answer.relevancy, strict=True):
-            board.add_image(f"relevancy/{prompt}", turbo(heat), step, dataformats="HWC")
+            board.add_image(f"relevancy/{prompt}", heat_picture(heat), step, dataformats="HWC")

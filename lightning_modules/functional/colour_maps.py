@@ -22,6 +22,12 @@ def turbo(values: Float[Tensor, "*size"]) -> Float[Tensor, "*size 3"]:
     return table[(values.nan_to_num(0.0).clamp(0, 1) * 255).round().long()]
 
 
+def heat_picture(relevancy: Float[Tensor, "height width"]) -> Float[Tensor, "height width 3"]:
+    """Colours a relevancy map from its minimum, blue, to its maximum, red: what the protocol's threshold sees."""
+    above = relevancy - relevancy.min()
+    return turbo(above / above.max().clamp_min(1e-9))
+
+
 def pca_of_atoms(codebook: Float[Tensor, "atoms channels"], *, num_layers: int = 1) -> Float[Tensor, "atoms 3"]:
     """Returns a colour for each atom, 0..1, from the three directions in which the atoms differ most.
 

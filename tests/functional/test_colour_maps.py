@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from lightning_modules.functional.colour_maps import contact_sheet, feature_colours, pca_of_atoms, turbo
+from lightning_modules.functional.colour_maps import contact_sheet, feature_colours, heat_picture, pca_of_atoms, turbo
 
 
 def test_turbo_equals_matplotlibs():
@@ -81,3 +81,14 @@ def test_a_contact_sheet_lays_images_out_row_by_row():
 def test_a_contact_sheet_of_nothing_is_refused():
     with pytest.raises(ValueError, match="got 0 and 0"):
         contact_sheet(torch.zeros(0, 2, 2, 3))
+
+
+def test_a_heat_picture_runs_from_its_own_minimum_to_its_own_maximum():
+    picture = heat_picture(torch.tensor([[0.50, 0.53], [0.56, 0.62]]))
+    ends = turbo(torch.tensor([0.0, 1.0]))
+    torch.testing.assert_close(picture[0, 0], ends[0])
+    torch.testing.assert_close(picture[1, 1], ends[1])
+
+
+def test_a_heat_picture_of_a_flat_map_is_all_cold():
+    assert torch.equal(heat_picture(torch.full((2, 3), 0.5)), turbo(torch.zeros(2, 3)))
