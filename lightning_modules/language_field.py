@@ -333,7 +333,7 @@ class LanguageFieldModule(LightningModule):
 
     def relevancy_maps(
         self,
-        weight_map: Float[Tensor, "pixels channels"],
+        weight_map: Float[Tensor, "pixels coefficients"],
         embeddings: Float[Tensor, "prompts channels"],
         view: LanguageView,
     ) -> Float[Tensor, "levels prompts height width"]:

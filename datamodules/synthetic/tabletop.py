@@ -24,7 +24,6 @@ from datamodules.synthetic.tabletop_difficulty import DIFFICULTIES
 from datamodules.synthetic.tabletop_features import embed, segment_photo
 from datamodules.synthetic.tabletop_gaussians import Floaters, make_gaussians, sample_surfaces
 from datamodules.synthetic.tabletop_labels import label_photo
-from datamodules.synthetic.tabletop_objects import furnish
 from datamodules.synthetic.tabletop_photos import (
     RayCaster,
     bake_light,
@@ -33,6 +32,7 @@ from datamodules.synthetic.tabletop_photos import (
     take_photo,
     to_srgb,
 )
+from datamodules.synthetic.tabletop_rooms import furnish
 from lightning_modules.functional.cameras import Camera
 
 WORLD_VERSION = 1  # of the worlds that the same settings give; raise it with every change that alters a file
@@ -52,7 +52,7 @@ class WorldSettings:
 
     seed: int
     difficulty: str
-    floaters: str
+    floaters: Floaters
     num_train_views: int
     image_size: tuple[int, int]
     num_gaussians: int
@@ -114,7 +114,13 @@ class TabletopDataModule(LerfDataModule):
         num_workers: int = 0,
     ) -> None:
         self.world_settings = WorldSettings(
-            seed, difficulty, floaters, num_train_views, tuple(image_size), num_gaussians, objects_per_group
+            seed,
+            difficulty,
+            floaters,
+            num_train_views,
+            (image_size[0], image_size[1]),
+            num_gaussians,
+            objects_per_group,
         )
         names = view_names(num_train_views)
         super().__init__(
@@ -171,7 +177,7 @@ def view_names(num_train_views: int) -> dict[float, str]:
 
 
 def write_world(folder: Path, settings: WorldSettings) -> None:
-    """Makes a world and writes it as a scene: photos, COLMAP model, Gaussians, features, labels, texts and the truth."""
+    """Makes a world and writes it as a scene: photos, cameras, Gaussians, features, labels, texts and the truth."""
 
     def stream(*key: int) -> np.random.Generator:
         return np.random.default_rng([settings.seed, *key])

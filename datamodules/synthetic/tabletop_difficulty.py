@@ -17,7 +17,7 @@ class Difficulty:
         border_jitter_px: Standard deviation, at 320 pixels width, of the smooth displacement of a mask's border.
         context_leak: Masks whose crop shows so much of a neighbour that its feature leaks in.
         leak_share: Lowest and highest share of the neighbour in such a feature.
-        wrong_embedding: Masks, of objects on the table, whose feature is that of something else of the same granularity.
+        wrong_embedding: Masks of objects on the table whose feature is that of something else of the same granularity.
         noise_energies: Squared length of the isotropic noise added to a unit feature before it is made unit again: for
             the largest masks and for masks at the size limit, whose crops are blurred.
     """

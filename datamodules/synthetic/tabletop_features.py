@@ -8,7 +8,7 @@ from jaxtyping import Float, Int
 from scipy.ndimage import gaussian_filter
 
 from datamodules.synthetic.tabletop_difficulty import Difficulty
-from datamodules.synthetic.tabletop_objects import World, all_prompts, families
+from datamodules.synthetic.tabletop_rooms import World, all_prompts, families
 
 NUM_CHANNELS = 512
 NEGATIVES = ("object", "things", "stuff", "texture")  # LERF's canonical negatives
@@ -80,7 +80,9 @@ def embed(world: World, rng: np.random.Generator) -> Embeddings:
     texts = np.sqrt(TEXT_SIMILARITY) * text_modality + text_meaning * kinship @ meanings
 
     confusion = np.eye(num_phrases) + CLASS_CONFUSION * rng.normal(size=(num_phrases, num_phrases))
-    confusion[:, -len(NEGATIVES) :] = rng.uniform(-NEGATIVE_CONFUSION, NEGATIVE_CONFUSION, (num_phrases, len(NEGATIVES)))
+    confusion[:, -len(NEGATIVES) :] = rng.uniform(
+        -NEGATIVE_CONFUSION, NEGATIVE_CONFUSION, (num_phrases, len(NEGATIVES))
+    )
     rows = np.array([row_of[prompt] for prompt in world.prompts])
     image_meaning = (OWN_SIMILARITY - OTHER_SIMILARITY) / text_meaning * (kinship @ confusion)[rows] @ meanings
 
@@ -107,9 +109,7 @@ def segment_photo(
     Levels s, m, l hold parts, objects and groups; a group's mask may consist of several pieces. ``default`` holds the
     masks of all three, small ones over large ones.
     """
-    levels = [
-        _segment_level(part_ids, level, world, concepts, difficulty, rng) for level in range(3)
-    ]
+    levels = [_segment_level(part_ids, level, world, concepts, difficulty, rng) for level in range(3)]
     everything = [mask for masks, _ in levels for mask in masks], np.concatenate([features for _, features in levels])
     painted = [_paint(masks, features, part_ids.shape) for masks, features in (everything, *levels)]
     return ViewMasks(tuple(features for features, _ in painted), np.stack([ids for _, ids in painted]))

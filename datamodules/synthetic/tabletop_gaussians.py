@@ -7,8 +7,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from scipy.spatial import cKDTree
 
-from datamodules.synthetic.tabletop_objects import World
 from datamodules.synthetic.tabletop_photos import RayCaster
+from datamodules.synthetic.tabletop_rooms import World
 from datamodules.synthetic.tabletop_shapes import perpendicular_frame
 from lightning_modules.functional.gaussians import GaussianScene, matrices_to_quaternions
 
@@ -18,14 +18,14 @@ INSIDE_FRACTION = 0.04  # trained scenes hold Gaussians behind the surface that 
 FLOATER_FRACTION = 0.04
 SEMI_TRANSPARENT_FRACTION = 0.15
 WIDE_FRACTION = 0.03  # discs 2.2 times too wide, as after stopped densification
-SIGMA_OVER_SPACING = 0.45  # of a disc, over the mean distance to its three nearest opaque neighbours
-OPAQUE = (0.75, 0.98)
-SIGMA_SPREAD = (0.7, 1.4)
-COARSE_SIGMA_OVER_SPACING = 0.6  # the same for furniture and room, whose discs hide behind nothing
+SIGMA_OVER_SPACING = 0.50  # of a disc, over the mean distance to its three nearest opaque neighbours
+OPAQUE = (0.8, 0.99)  # opacities of the discs that are not faint
+SIGMA_SPREAD = (0.75, 1.3)
+COARSE_SIGMA_OVER_SPACING = 0.65  # the same for furniture and room, whose discs hide behind nothing
 FLATNESS = 0.14  # sigma along the normal over sigma along the surface
-# The rasterizer widens every footprint by 0.3 square pixels, which fattens silhouettes. Training on photographs pulls
-# discs inwards until outlines fit; a third of a pixel at the cameras' distance does the same here.
-SURFACE_INSET = 0.001  # metres
+# The rasterizer blurs every footprint by 0.55 pixels, which fattens silhouettes. Training on photographs pulls discs
+# inwards until outlines fit; half a pixel at the cameras' distance does the same here.
+SURFACE_INSET = 0.0015  # metres
 CLUMP_SIZE = 12
 FLOATER_BOUNDS = np.array([(-0.75, -0.75, 0.0), (0.75, 0.75, 0.7)])  # metres; the air between the cameras and the table
 _SH_DEGREE_0 = 0.28209479177387814
@@ -62,7 +62,7 @@ class LabelledGaussians(NamedTuple):
 def sample_surfaces(
     world: World, caster: RayCaster, num_gaussians: int, floaters: Floaters, rng: np.random.Generator
 ) -> SurfaceSamples:
-    """Spreads points so that a scene made from them has about ``num_gaussians``; finer on small parts, coarse far away."""
+    """Spreads points for a scene of about ``num_gaussians``; finer on small parts, coarse far away."""
     target = num_gaussians * (1 - INSIDE_FRACTION - (FLOATER_FRACTION if floaters != "none" else 0))
     factors = _spacing_factors(world)[caster.part_of_solid]
     areas = np.array([solid.area() for solid in caster.solids])
@@ -90,7 +90,7 @@ def make_gaussians(
         caster: Its solids.
         samples: Where the discs go.
         colors: [points, 3] display colours, 0 to 1, of the samples.
-        floaters: ``isolated``: anywhere above the table, 30 % of them opaque; ``clumped``: the same in clumps of twelve;
+        floaters: ``isolated``: anywhere in the air, 30 % of them opaque; ``clumped``: the same in clumps of twelve;
             ``faint``: isolated with opacities up to 0.35; ``none``.
         rng: Decides everything random.
     """
@@ -147,7 +147,7 @@ def _spacing_factors(world: World) -> np.ndarray:
 def _visible_samples(
     caster: RayCaster, num_things: int, spacings: np.ndarray, rng: np.random.Generator
 ) -> SurfaceSamples:
-    """Samples all solids and leaves out what lies in another solid, rests on one, or faces the floor or out of the room."""
+    """Samples all solids and leaves out what no camera sees: contacts, undersides and the outsides of the room."""
     parts = [solid.surface_points(spacing, rng) for solid, spacing in zip(caster.solids, spacings, strict=True)]
     points = np.concatenate([part.points for part in parts])
     normals = np.concatenate([part.normals for part in parts])

@@ -8,7 +8,7 @@ from scipy.ndimage import label
 from skimage.measure import find_contours
 
 from datamodules.readers.lerf_labels import LabelledFrame, LabelledObject
-from datamodules.synthetic.tabletop_objects import World
+from datamodules.synthetic.tabletop_rooms import World
 
 SMALLEST_LABEL_PX = 100  # at 320 x 240; what is smaller vanishes in the protocol's pools
 SMALLEST_PIECE_PX = 12  # smaller pieces of a labelled thing are left out, as an annotator would
@@ -39,8 +39,8 @@ def _prompt_masks(part_ids: np.ndarray, world: World) -> Iterator[tuple[str, np.
     """Yields every labelled prompt with the union of its pixels over all instances and granularities."""
     things = world.concept_ids[: world.num_things]
     for prompt in dict.fromkeys(world.prompts[concept] for concept in np.unique(things)):
-        named = [any(world.prompts[concept] == prompt for concept in concepts) for concepts in things]
-        yield prompt, np.isin(part_ids, np.nonzero(named)[0])
+        named = np.array([any(world.prompts[concept] == prompt for concept in concepts) for concepts in things])
+        yield prompt, np.isin(part_ids, np.flatnonzero(named))
 
 
 def outline(mask: Bool[np.ndarray, "height width"]) -> Float[np.ndarray, "corners 2"]:

@@ -1,4 +1,4 @@
-"""Photographs of the tabletop world: exact ray casting, textures, soft light baked once, smooth edges, a camera path."""
+"""Photos of the tabletop world: exact ray casting, textures, soft light baked once, smooth edges; a camera path."""
 
 from typing import NamedTuple
 
@@ -7,7 +7,8 @@ import torch
 from jaxtyping import Float, Int, UInt8
 from scipy.spatial import cKDTree
 
-from datamodules.synthetic.tabletop_objects import Material, World
+from datamodules.synthetic.tabletop_objects import Material
+from datamodules.synthetic.tabletop_rooms import World
 from datamodules.synthetic.tabletop_shapes import Solid, perpendicular_frame
 from lightning_modules.functional.cameras import Camera, pixel_rays
 
@@ -158,7 +159,7 @@ def bake_light(
     rng: np.random.Generator,
     num_rays: int = 12,
 ) -> BakedLight:
-    """Gathers the light at surface points: a round lamp with soft shadows, sky with occlusion, and the floor's bounce."""
+    """Gathers light at surface points: a round lamp with soft shadows, sky with occlusion, the floor's bounce."""
     start = points + 1e-4 * normals
     irradiance = np.zeros((len(points), 3))
     side, across = perpendicular_frame(normals)
@@ -249,7 +250,7 @@ def _look(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Returns distances, parts, normals and linear RGB along rays: matt light of the baked points and a highlight."""
     distances, solid_ids = caster.cast(np.broadcast_to(origin, directions.shape), directions)
-    assert (solid_ids >= 0).all(), "the room is closed: every ray meets a surface"  # noqa: S101
+    assert (solid_ids >= 0).all(), "the room is closed: every ray meets a surface"
     points = origin + distances[:, None] * directions
     normals = caster.normals(points, solid_ids)
     parts = caster.part_of_solid[solid_ids]

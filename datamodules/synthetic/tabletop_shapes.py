@@ -52,7 +52,9 @@ class Solid:
         self, origins: Float[np.ndarray, "rays 3"], directions: Float[np.ndarray, "rays 3"]
     ) -> Float[np.ndarray, " rays"]:
         """Finds where rays first meet the surface: the ray parameter (metres for unit directions), inf = nowhere."""
-        return self._distances((origins - self.origin) @ self.rotation / self.scale, directions @ self.rotation / self.scale)
+        return self._distances(
+            (origins - self.origin) @ self.rotation / self.scale, directions @ self.rotation / self.scale
+        )
 
     def normals(self, points: Float[np.ndarray, "points 3"]) -> Float[np.ndarray, "points 3"]:
         """Returns unit outward normals at points on the surface, smoothed over gentle corners for shading."""
@@ -330,14 +332,16 @@ class Box(Solid):
 
 
 def lathe(profile: Sequence[tuple[float, float]] | np.ndarray, at: Sequence[float] = (0, 0, 0)) -> Lathe:
-    """Returns a body of revolution about the vertical through ``at`` with the closed outline ``profile`` (radius, z)."""
+    """Returns a body of revolution about the vertical through ``at``; ``profile`` is its closed outline (radius, z)."""
     outline = np.asarray(profile, float)
     radius, z = outline.T
     is_clockwise = (radius * np.roll(z, -1) - np.roll(radius, -1) * z).sum() < 0
     return Lathe(np.eye(3), np.asarray(at, float), 1.0, outline[::-1].copy() if is_clockwise else outline)
 
 
-def tube(nodes: Sequence[Sequence[float]], radii: float | Sequence[float], num_nodes: int = 12) -> Tube:
+def tube(
+    nodes: Sequence[Sequence[float] | np.ndarray] | np.ndarray, radii: float | Sequence[float], num_nodes: int = 12
+) -> Tube:
     """Returns a rope along a cubic spline through ``nodes``; ``radii`` are interpolated along it."""
     control = np.asarray(nodes, float)
     thickness = np.broadcast_to(np.asarray(radii, float), len(control))
@@ -364,8 +368,7 @@ def smooth_outline(points: Sequence[tuple[float, float]], num_points: int = 14) 
     steps = np.linalg.norm(np.diff(control, axis=0), axis=1)
     knots = np.concatenate([[0], np.cumsum(steps)])
     # Monotone pieces never bulge beyond the control points, as a plain cubic spline would at a bottle's shoulder.
-    curve = PchipInterpolator(knots, control)(np.linspace(0, knots[-1], num_points))
-    return curve
+    return PchipInterpolator(knots, control)(np.linspace(0, knots[-1], num_points))
 
 
 def shell(outer: np.ndarray, thickness: float) -> np.ndarray:

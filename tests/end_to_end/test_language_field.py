@@ -12,6 +12,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from PIL import Image
 from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch.optim import Optimizer
 
 from datamodules.readers.gaussians import read_gaussians
@@ -28,11 +29,15 @@ def state_of(runs: Path) -> dict[str, torch.Tensor]:
 
 
 def test_a_run_leaves_what_the_house_promises(lexel, tmp_path):
-    lexel("fit", "--trainer.max_steps=6")
+    lexel("fit", "--trainer.max_steps=6", "--trainer.check_val_every_n_epoch=1")
     run = tmp_path / "language_field_demo"
     assert (run / "config.yaml").is_file()
     assert (run / "checkpoints" / "last.ckpt").is_file()
-    assert list(run.glob("events.out.tfevents.*"))
+    board = EventAccumulator(str(run)).Reload()
+    assert {"train/loss", "train/loss_level_2", "codebook/perplexity_level_0", "val/miou"} <= set(
+        board.Tags()["scalars"]
+    )
+    assert {"view/rgb", "view/features_level_0"} <= set(board.Tags()["images"])
     lexel("test", "--ckpt_path=last")
     metrics = json.loads((run / "test_metrics.json").read_text())
     assert 0 < metrics["test/miou"] <= 1
