@@ -146,6 +146,9 @@ class TabletopDataModule(LerfDataModule):
         try:
             write_world(temporary, self.world_settings)
             os.replace(temporary, self.root)  # an empty folder may stand there
+        except OSError:
+            if not self._is_written():  # unless another run wrote the same world meanwhile
+                raise
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
 

@@ -85,7 +85,7 @@ def _mug(color: Color) -> tuple[Part, ...]:
     return (
         part("mug body", color, lathe(shell(outline, 0.007)), gloss=0.5),
         part("mug handle", color, tube(handle, 0.0095), gloss=0.5),
-        part("coffee", (0.24, 0.13, 0.07), disc(0.0435, 0.085, 0.092), gloss=0.2),
+        part("coffee", (0.24, 0.13, 0.07), disc(0.0435, 0.085, 0.092), gloss=0.06),
     )
 
 

@@ -213,24 +213,21 @@ class Tube(Solid):
         return distances.min(1)
 
     def _normals(self, points: np.ndarray) -> np.ndarray:
-        """Returns directions away from the nearest point of the centre line (by distance relative to the radius)."""
-        segment, along = self._nearest_segment(points)
-        starts, span = self.nodes[segment], (self.nodes[1:] - self.nodes[:-1])[segment]
-        return _unit(points - starts - along[:, None] * span)
+        return _unit(points - self._nearest_centres(points)[0])
 
-    def _nearest_segment(self, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def _nearest_centres(self, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Returns the points of the centre line nearest relative to the radius there, and these radii."""
         starts, span = self.nodes[:-1], self.nodes[1:] - self.nodes[:-1]
         along = np.clip((points @ span.T - (starts * span).sum(1)) / (span**2).sum(1), 0, 1)
         away = points[:, None] - starts - along[..., None] * span
         radius = self.radii[:-1] + along * np.diff(self.radii)
         segment = (np.einsum("psk,psk->ps", away, away) / radius**2).argmin(1)
-        return segment, along[np.arange(len(points)), segment]
+        rows = np.arange(len(points))
+        return starts[segment] + along[rows, segment][:, None] * span[segment], radius[rows, segment]
 
     def _contains(self, points: np.ndarray) -> np.ndarray:
-        segment, along = self._nearest_segment(points)
-        starts, span = self.nodes[segment], (self.nodes[1:] - self.nodes[:-1])[segment]
-        radius = self.radii[segment] + along * np.diff(self.radii)[segment]
-        return np.linalg.norm(points - starts - along[:, None] * span, axis=1) < radius
+        centres, radii = self._nearest_centres(points)
+        return np.linalg.norm(points - centres, axis=1) < radii
 
     def _surface_points(self, spacing: float, rng: np.random.Generator) -> SurfacePoints:
         span = np.diff(self.nodes, axis=0)
@@ -250,8 +247,13 @@ class Tube(Solid):
             count = max(1, round(2 * np.pi * radius**2 / spacing**2))
             sphere = _even_directions(2 * count, rng)
             caps.append((node, radius, sphere[sphere @ tangent > 0]))
-        points = [centres[row] + radii[row, None] * normals, *(node + radius * cap for node, radius, cap in caps)]
-        return SurfacePoints(np.concatenate(points), np.concatenate([normals, *(cap for _, _, cap in caps)]))
+        points = np.concatenate(
+            [centres[row] + radii[row, None] * normals, *(node + radius * cap for node, radius, cap in caps)]
+        )
+        # On the inside of a bend the rings of one piece dip into the next: back to the skin.
+        nearest, thickness = self._nearest_centres(points)
+        normals = _unit(points - nearest)
+        return SurfacePoints(nearest + thickness[:, None] * normals, normals)
 
 
 @dataclass(frozen=True, eq=False)

@@ -10,12 +10,13 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from scipy.spatial import cKDTree
 from torch import Tensor
 
 from lightning_modules.functional.gaussians import GaussianScene
-from lightning_modules.functional.lifting import MaskWeights, product_chunks, weight_per_gaussian
+from lightning_modules.functional.lifting import MaskWeights, product_chunks, row_offsets, weight_per_gaussian
 
 
 def neighbour_overlap(scene: GaussianScene, num_neighbours: int) -> Float[Tensor, " gaussians"]:
@@ -74,9 +75,54 @@ def view_agreement(
     return total / num_seen.clamp(min=1)
 
 
+def mask_consistency(
+    mask_weights: Sequence[MaskWeights],
+    features: Float[Tensor, "masks channels"],
+    keep: Bool[Tensor, " gaussians"],
+) -> tuple[float, float]:
+    """Measures how well lifted features paint the masks they came from, by all Gaussians and by the kept ones.
+
+    Each mask is painted with the features lifted from all masks, A^T unit(A f); its consistency is the cosine with its
+    own feature. A floater paints what is behind it in other views, and pulls the masks in front of which it hangs away
+    from themselves; a Gaussian of a surface pulls them together.
+
+    Args:
+        mask_weights: A of each level, over one mask table.
+        features: [M, C] unit features of the table.
+        keep: [N] Gaussians of the second measure.
+
+    Returns:
+        Mean cosine over the painted masks of all levels, without and with the choice; zero where nothing is painted.
+    """
+    totals, num_painted = features.new_zeros(2), 0
+    for level in mask_weights:
+        painted = features.new_zeros(2, *features.shape)
+        offsets = row_offsets(level)
+        masks = torch.arange(level.num_masks + 1, dtype=level.mask_ids.dtype, device=level.mask_ids.device)
+        for gaussians, sums in product_chunks(level, features):
+            lifted = F.normalize(sums, dim=-1)
+            entries = slice(int(offsets[gaussians.start]), int(offsets[gaussians.stop]))
+            mask_ids, order = level.mask_ids[entries].sort(stable=True)
+            ids = level.gaussian_ids[entries].index_select(0, order).long() - gaussians.start
+            weights = level.weights[entries].index_select(0, order).to(features.dtype)
+            bags = torch.searchsorted(mask_ids, masks)
+            kept = keep[gaussians].index_select(0, ids)
+            for row, share in enumerate((weights, weights * kept)):
+                painted[row] += F.embedding_bag(
+                    ids, lifted, bags, mode="sum", per_sample_weights=share, include_last_offset=True
+                )
+        totals += F.cosine_similarity(painted, features[None], dim=-1).sum(dim=-1)
+        num_painted += int(level.mask_ids.unique().numel())
+    everyone, kept_ones = (totals / max(num_painted, 1)).tolist()
+    return everyone, kept_ones
+
+
 @dataclass(frozen=True)
 class GateSettings:
     """Settings of the gate of unreliable Gaussians.
+
+    A Gaussian is dropped if it fails one of three tests and paints enough to do harm; the gate acts only on a scene
+    whose masks agree better with themselves without the dropped Gaussians.
 
     Raises:
         ValueError: If a setting is out of its range.
@@ -85,22 +131,23 @@ class GateSettings:
     num_neighbours: int = 16
     """Nearest neighbours in the overlap: about two rings on a surface."""
     min_overlap: float = 0.7
-    """A Gaussian is kept if its overlap is above this; isolated floaters have next to none."""
+    """Least overlap with the neighbours; isolated floaters have next to none."""
     min_opacity: float = 0.3
-    """A Gaussian is kept if its opacity is above this."""
-    max_deviations: float = 2.0
-    """A Gaussian is kept if its agreement is within this many median absolute deviations below the median; it finds
-    floaters in clumps, which have neighbours."""
+    """Least opacity."""
+    max_deviations: float = 1.0
+    """Most median absolute deviations of the agreement below its median; finds floaters in clumps, which have
+    neighbours."""
     min_disagreement: float = 0.01
     """Agreement this close to the median is never too low: masks without noise have no deviations to measure by."""
-    min_kept_weight: float = 0.7
-    """The guard: where the kept Gaussians paint less than this share of the masks, the gate keeps all instead."""
+    min_relative_weight: float = 2.0
+    """A Gaussian that paints less than this many times the median one is kept whatever the tests say: it can do little
+    harm, and thin parts of objects are made of such Gaussians."""
+    min_consistency_gain: float = 0.002
+    """The guard: the gate keeps all Gaussians unless the masks' mean consistency rises by this much, a cosine."""
 
     def __post_init__(self) -> None:
         if self.num_neighbours < 1:
             raise ValueError(f"num_neighbours must be at least 1, got {self.num_neighbours}.")
-        if not 0 <= self.min_kept_weight <= 1:
-            raise ValueError(f"min_kept_weight is a share between 0 and 1, got {self.min_kept_weight}.")
 
 
 class Reliability(NamedTuple):
@@ -111,7 +158,9 @@ class Reliability(NamedTuple):
         overlap: [N] opacity of the neighbours by how far they overlap.
         opacity: [N] 0 to 1.
         agreement: [N] agreement of the views, 0 to 1; zero where the Gaussian paints no mask.
-        kept_weight: Share of the masks' blending weight that passes the three tests.
+        dropped_weight: Share of the masks' blending weight of the Gaussians that the tests would drop.
+        consistency: Mean consistency of the masks with all Gaussians.
+        gated_consistency: The same with the Gaussians that the tests would keep.
         skipped: Why the gate kept all Gaussians, or None where it acted.
     """
 
@@ -119,7 +168,9 @@ class Reliability(NamedTuple):
     overlap: Float[Tensor, " gaussians"]
     opacity: Float[Tensor, " gaussians"]
     agreement: Float[Tensor, " gaussians"]
-    kept_weight: float
+    dropped_weight: float
+    consistency: float
+    gated_consistency: float
     skipped: str | None
 
 
@@ -129,10 +180,9 @@ def gate_gaussians(
     features: Float[Tensor, "masks channels"],
     settings: GateSettings,
 ) -> Reliability:
-    """Keeps the Gaussians that are overlapped by neighbours, opaque, and painted with one feature by all views.
+    """Drops the Gaussians that paint much and are isolated, faint, or painted with different features by the views.
 
-    The median and the median absolute deviation of the agreement are over the Gaussians that paint some mask; the
-    others are not kept, nothing is known of them.
+    Medians and deviations are over the Gaussians that paint some mask. One that paints none has no feature anyhow.
 
     Args:
         scene: N Gaussians.
@@ -146,15 +196,19 @@ def gate_gaussians(
     weights = torch.stack([weight_per_gaussian(level) for level in mask_weights]).sum(dim=0)
     seen = weights > 0
     if not bool(seen.any()):
-        return Reliability(torch.ones_like(seen), overlap, opacity, agreement, 1.0, "no Gaussian paints any mask")
+        return Reliability(~seen, overlap, opacity, agreement, 0.0, 0.0, 0.0, "no Gaussian paints any mask")
     median = agreement[seen].median()
     deviation = (agreement[seen] - median).abs().median()
     tolerance = (settings.max_deviations * deviation).clamp(min=settings.min_disagreement)
-    keep = (
-        seen & (overlap > settings.min_overlap) & (opacity > settings.min_opacity) & (agreement >= median - tolerance)
-    )
-    kept_weight = float(weights[keep].sum(dtype=torch.float64) / weights.sum(dtype=torch.float64))
-    if kept_weight < settings.min_kept_weight:
-        reason = f"it would keep {kept_weight:.0%} of the masks' weight, less than {settings.min_kept_weight:.0%}"
-        return Reliability(torch.ones_like(keep), overlap, opacity, agreement, kept_weight, reason)
-    return Reliability(keep, overlap, opacity, agreement, kept_weight, None)
+    fails = (overlap <= settings.min_overlap) | (opacity <= settings.min_opacity) | (agreement < median - tolerance)
+    keep = ~(fails & (weights > settings.min_relative_weight * weights[seen].median()))
+    dropped_weight = 1 - float(weights[keep].sum(dtype=torch.float64) / weights.sum(dtype=torch.float64))
+    everyone, kept = mask_consistency(mask_weights, features, keep)
+    reason = None
+    if kept - everyone < settings.min_consistency_gain:
+        reason = (
+            f"it would move the masks' consistency from {everyone:.4f} to {kept:.4f}, "
+            f"a gain below {settings.min_consistency_gain:g}"
+        )
+        keep = torch.ones_like(keep)
+    return Reliability(keep, overlap, opacity, agreement, dropped_weight, everyone, kept, reason)

@@ -53,6 +53,14 @@ def test_mask_weights_equal_a_loop_over_pixels_and_contributors(seed):
     torch.testing.assert_close(dense(weights), literal_mask_weights(blending, mask_ids, 4), rtol=1e-6, atol=1e-7)
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_the_sort_of_other_devices_gives_the_same_sums_to_the_bit(seed):
+    blending, mask_ids = random_blending(seed), random_masks(seed)
+    weights = mask_weights_of_view(blending, mask_ids, 4)
+    for ours, sorted_ in zip(weights, lifting._sums_by_sorting(blending, mask_ids, 4), strict=False):
+        assert torch.equal(ours, sorted_.to(ours.dtype))
+
+
 def test_entries_are_sorted_by_gaussian_and_mask_and_occur_once():
     weights = mask_weights_of_view(random_blending(4), random_masks(4), 4)
     keys = weights.gaussian_ids.long() * 4 + weights.mask_ids

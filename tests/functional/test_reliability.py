@@ -6,9 +6,16 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from lightning_modules.functional import lifting
 from lightning_modules.functional.gaussians import GaussianScene
 from lightning_modules.functional.lifting import MaskWeights
-from lightning_modules.functional.reliability import GateSettings, gate_gaussians, neighbour_overlap, view_agreement
+from lightning_modules.functional.reliability import (
+    GateSettings,
+    gate_gaussians,
+    mask_consistency,
+    neighbour_overlap,
+    view_agreement,
+)
 
 
 def sparse(matrix: torch.Tensor) -> MaskWeights:
@@ -43,7 +50,7 @@ def literal_overlap(scene: GaussianScene, num_neighbours: int) -> torch.Tensor:
 
 
 def surface_with_floaters(num_floaters: int) -> tuple[GaussianScene, list[MaskWeights], torch.Tensor]:
-    """A flat 20 x 20 sheet of two objects seen by six views, and floaters that paint either object at random."""
+    """A flat 20 x 20 sheet of two objects seen by six views, and large floaters that paint either object at random."""
     grid = torch.stack(torch.meshgrid(torch.arange(20.0), torch.arange(20.0), indexing="ij"), dim=-1).flatten(0, 1)
     sheet = F.pad(grid, (0, 1))
     floaters = torch.rand(num_floaters, 3) * 20 + torch.tensor([0.0, 0, 5])
@@ -53,7 +60,13 @@ def surface_with_floaters(num_floaters: int) -> tuple[GaussianScene, list[MaskWe
     left = (sheet[:, 0] < 10).float()
     paints_left = torch.cat([left.expand(6, 400), torch.randint(0, 2, (6, num_floaters))], dim=1)
     matrix = torch.stack([paints_left, 1 - paints_left], dim=-1).permute(1, 0, 2).flatten(1)
+    matrix[400:] *= 10
     return scene, [sparse(matrix)], torch.eye(2).repeat(6, 1)
+
+
+def dense(mask_weights: MaskWeights) -> torch.Tensor:
+    matrix = torch.zeros(mask_weights.num_gaussians, mask_weights.num_masks, dtype=mask_weights.weights.dtype)
+    return matrix.index_put_((mask_weights.gaussian_ids, mask_weights.mask_ids), mask_weights.weights)
 
 
 @pytest.mark.parametrize("num_neighbours", [1, 16, 60])
@@ -107,48 +120,102 @@ def test_agreement_is_between_zero_and_one_and_one_for_one_feature(seed):
     torch.testing.assert_close(same, torch.ones(9, dtype=torch.float64))
 
 
+@pytest.mark.parametrize("chunk_elements", [1 << 24, 8])
+def test_consistency_equals_a_loop_over_masks(monkeypatch, chunk_elements):
+    monkeypatch.setattr(lifting, "_CHUNK_ELEMENTS", chunk_elements)
+    generator = torch.Generator().manual_seed(1)
+    matrices = [torch.rand(9, 6, generator=generator, dtype=torch.float64) for _ in range(2)]
+    for own, matrix in enumerate(matrices):
+        matrix[torch.rand(9, 6, generator=generator) < 0.4] = 0.0
+        matrix[:, (1 - own) * 3 : (1 - own) * 3 + 3] = 0.0  # three masks of each level
+    features = F.normalize(torch.randn(6, 4, generator=generator, dtype=torch.float64), dim=-1)
+    keep = torch.rand(9, generator=generator) < 0.7
+    expected = []
+    for choice in (torch.ones(9, dtype=torch.bool), keep):
+        cosines = []
+        for own, matrix in enumerate(matrices):
+            for mask in range(3 * own, 3 * own + 3):
+                painted = torch.zeros(4, dtype=torch.float64)
+                for n in range(9):
+                    mean = matrix[n] @ features
+                    if choice[n] and mean.norm() > 0:
+                        painted += matrix[n, mask] * mean / mean.norm()
+                cosines.append(float(F.cosine_similarity(painted, features[mask], dim=0)))
+        expected.append(sum(cosines) / 6)
+    assert mask_consistency([sparse(matrix) for matrix in matrices], features, keep) == pytest.approx(tuple(expected))
+
+
 def test_gate_drops_floaters_and_keeps_the_surface():
     scene, mask_weights, features = surface_with_floaters(30)
     reliability = gate_gaussians(scene, mask_weights, features, GateSettings())
     assert reliability.skipped is None
     assert reliability.keep[:400].all()
     assert not reliability.keep[400:].any()
+    assert reliability.dropped_weight == pytest.approx(300 / 700)
+    assert reliability.gated_consistency > reliability.consistency + 0.02
 
 
 def test_each_test_of_the_gate_equals_its_definition():
-    scene, mask_weights, features = surface_with_floaters(30)
+    scene, (level,), features = surface_with_floaters(30)
+    level = level._replace(weights=level.weights * (0.5 + torch.rand(len(level.weights))))
     noisy = F.normalize(features + 0.4 * torch.rand(12, 2), dim=-1)
-    config = GateSettings(min_overlap=1.5, min_opacity=0.5, max_deviations=1.0, min_kept_weight=0.0)
-    reliability = gate_gaussians(scene, mask_weights, noisy, config)
-    agreement = reliability.agreement
+    config = GateSettings(
+        min_overlap=1.5,
+        min_opacity=0.5,
+        max_deviations=0.5,
+        min_disagreement=0.0,
+        min_relative_weight=0.9,
+        min_consistency_gain=-1.0,
+    )
+    reliability = gate_gaussians(scene, [level], noisy, config)
+    agreement, weights = reliability.agreement, dense(level).sum(dim=1)
     deviation = (agreement - agreement.median()).abs().median()
-    expected = (
-        (neighbour_overlap(scene, 16) > 1.5)
-        & (scene.opacities > 0.5)
-        & (agreement >= agreement.median() - 1.0 * deviation)
+    fails = (
+        (neighbour_overlap(scene, 16) <= 1.5)
+        | (scene.opacities <= 0.5)
+        | (agreement < agreement.median() - 0.5 * deviation)
     )
-    assert torch.equal(reliability.keep, expected)
-    weights = (
-        mask_weights[0].weights.new_zeros(430).index_add_(0, mask_weights[0].gaussian_ids, mask_weights[0].weights)
-    )
-    assert reliability.kept_weight == pytest.approx(float(weights[expected].sum() / weights.sum()))
+    dropped = fails & (weights > 0.9 * weights.median())
+    assert torch.equal(reliability.keep, ~dropped)
+    assert 0 < dropped[:400].sum() < fails[:400].sum()
+    assert reliability.dropped_weight == pytest.approx(float(weights[dropped].sum() / weights.sum()))
+    assert (reliability.consistency, reliability.gated_consistency) == mask_consistency([level], noisy, ~dropped)
+
+
+def test_gate_skips_a_scene_whose_masks_gain_nothing_and_says_so():
+    scene, mask_weights, features = surface_with_floaters(0)
+    reliability = gate_gaussians(scene, mask_weights, features, GateSettings(min_overlap=9.0, min_relative_weight=0.5))
+    assert reliability.keep.all()
+    assert reliability.dropped_weight == 1.0
+    assert "consistency from 1.0000 to 0.0000" in str(reliability.skipped)
+
+
+@settings(max_examples=10, deadline=None)
+@given(scale=st.floats(1e-2, 1e2), pixels=st.floats(1e-2, 1e2))
+def test_gate_is_free_of_the_units_of_the_scene_and_of_the_resolution(scale, pixels):
+    torch.manual_seed(0)
+    scene, (level,), features = surface_with_floaters(30)
+    scaled = scene._replace(means=scene.means * scale, log_scales=scene.log_scales + math.log(scale))
+    finer = level._replace(weights=level.weights * pixels)
+    expected = gate_gaussians(scene, [level], features, GateSettings()).keep
+    assert torch.equal(gate_gaussians(scaled, [finer], features, GateSettings()).keep, expected)
 
 
 def test_gate_commutes_with_renumbering_the_gaussians():
     scene, (level,), features = surface_with_floaters(30)
     order = torch.randperm(430)
     renumbered = GaussianScene(*(part[order] for part in scene))
-    matrix = torch.zeros(430, 12).index_put_((level.gaussian_ids, level.mask_ids), level.weights)
     keep = gate_gaussians(scene, [level], features, GateSettings()).keep
-    assert torch.equal(gate_gaussians(renumbered, [sparse(matrix[order])], features, GateSettings()).keep, keep[order])
+    again = gate_gaussians(renumbered, [sparse(dense(level)[order])], features, GateSettings()).keep
+    assert torch.equal(again, keep[order])
 
 
-def test_gaussians_that_paint_no_mask_are_not_kept_and_do_not_shift_the_median():
-    scene, (level,), features = surface_with_floaters(0)
-    matrix = torch.zeros(400, 12).index_put_((level.gaussian_ids, level.mask_ids), level.weights)
-    matrix[:300] = 0.0
-    reliability = gate_gaussians(scene, [sparse(matrix)], features, GateSettings(min_kept_weight=0.0))
-    assert torch.equal(reliability.keep, torch.arange(400) >= 300)
+def test_gaussians_that_paint_no_mask_do_not_shift_the_medians():
+    scene, (level,), features = surface_with_floaters(30)
+    padding = [torch.cat([part, part[:300]]) for part in scene]
+    matrix = torch.cat([dense(level), torch.zeros(300, 12)])
+    reliability = gate_gaussians(GaussianScene(*padding), [sparse(matrix)], features, GateSettings())
+    assert torch.equal(reliability.keep[:430], gate_gaussians(scene, [level], features, GateSettings()).keep)
 
 
 def test_a_scene_without_masks_is_not_gated():
