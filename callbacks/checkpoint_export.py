@@ -24,7 +24,7 @@ class CheckpointExport(Callback):
         self.output = output
 
     @override
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.export(trainer, pl_module, None)
 
     def export(self, trainer: Trainer, model: LightningModule, output: str | None) -> None:

@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int
+from scipy.linalg import hadamard
 from scipy.ndimage import gaussian_filter
 
 from datamodules.synthetic.tabletop_difficulty import Difficulty
@@ -65,7 +66,9 @@ def embed(world: World, rng: np.random.Generator) -> Embeddings:
     """
     phrases = (*all_prompts(), *NEGATIVES)
     num_phrases, num_concepts = len(phrases), len(world.prompts)
-    directions = np.linalg.qr(rng.normal(size=(NUM_CHANNELS, 2 + num_phrases + num_concepts)))[0].T
+    # Rows of a Hadamard matrix with random signs: orthonormal to the last bit on every machine, unlike a QR of noise.
+    rows = rng.permutation(NUM_CHANNELS)[: 2 + num_phrases + num_concepts]
+    directions = hadamard(NUM_CHANNELS)[rows] * rng.choice([-1.0, 1.0], NUM_CHANNELS) / np.sqrt(NUM_CHANNELS)
     text_modality, off_text = directions[:2]
     meanings, appearances = directions[2 : 2 + num_phrases], directions[2 + num_phrases :]
 
@@ -83,8 +86,8 @@ def embed(world: World, rng: np.random.Generator) -> Embeddings:
     confusion[:, -len(NEGATIVES) :] = rng.uniform(
         -NEGATIVE_CONFUSION, NEGATIVE_CONFUSION, (num_phrases, len(NEGATIVES))
     )
-    rows = np.array([row_of[prompt] for prompt in world.prompts])
-    image_meaning = (OWN_SIMILARITY - OTHER_SIMILARITY) / text_meaning * (kinship @ confusion)[rows] @ meanings
+    own = np.array([row_of[prompt] for prompt in world.prompts])
+    image_meaning = (OWN_SIMILARITY - OTHER_SIMILARITY) / text_meaning * (kinship @ confusion)[own] @ meanings
 
     overlap = OTHER_SIMILARITY / np.sqrt(IMAGE_SIMILARITY * TEXT_SIMILARITY)
     image_modality = overlap * text_modality + np.sqrt(1 - overlap**2) * off_text

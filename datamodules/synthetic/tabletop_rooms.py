@@ -3,7 +3,7 @@
 World axes: z up, metres, the table top at z = 0.
 """
 
-from collections.abc import Iterator
+from functools import cache
 from typing import NamedTuple
 
 import numpy as np
@@ -91,19 +91,15 @@ ROOM = ObjectKind("room", "background", _room_shell)
 ALL_KINDS = (*CATALOGUE, TABLE, STOOL, ROOM)
 
 
+@cache
+def families() -> tuple[tuple[str, str, str], ...]:
+    """Returns (part prompt, object prompt, group prompt) of every part that any world may hold."""
+    return tuple((one.prompt, kind.prompt, kind.group) for kind in ALL_KINDS for one in kind.build())
+
+
 def all_prompts() -> tuple[str, ...]:
     """Returns every part, object and group prompt of the catalogue, also of objects absent from a given world."""
-    prompts: dict[str, None] = {}
-    for kind in ALL_KINDS:
-        prompts.update(dict.fromkeys([*(one.prompt for one in kind.build()), kind.prompt, kind.group]))
-    return tuple(prompts)
-
-
-def families() -> Iterator[tuple[str, str, str]]:
-    """Yields (part prompt, object prompt, group prompt) of every part in the catalogue."""
-    for kind in ALL_KINDS:
-        for one in kind.build():
-            yield one.prompt, kind.prompt, kind.group
+    return tuple(dict.fromkeys(prompt for family in families() for prompt in family))
 
 
 def furnish(rng: np.random.Generator, objects_per_group: int) -> World:

@@ -7,13 +7,13 @@ import pytest
 import torch
 
 from datamodules.readers.colmap import read_colmap_points
-from datamodules.synthetic.tabletop import TabletopDataModule, view_names
+from datamodules.synthetic.tabletop import TabletopDataModule, WorldSettings, view_names
 from datamodules.synthetic.tabletop_gaussians import FLOATER_BOUNDS
 from lightning_modules.functional.cameras import project_points
 from lightning_modules.functional.gaussians import quaternions_to_matrices
 from lightning_modules.functional.spherical_harmonics import spherical_harmonics_basis
 
-SMALL = {"num_train_views": 4, "image_size": (80, 60), "num_gaussians": 3000, "objects_per_group": 1}
+SMALL = {"num_train_views": 2, "image_size": (64, 48), "num_gaussians": 1500, "objects_per_group": 1}
 
 
 def small_world(root: Path, seed: int = 100, **settings) -> TabletopDataModule:
@@ -69,12 +69,17 @@ def test_the_same_seed_gives_the_same_bytes_and_another_seed_another_world(tmp_p
     )
     assert first == again
     assert first.keys() == other.keys()
-    assert all(first[name] != other[name] for name in first)
+    same = {name for name in first if first[name] == other[name]}
+    assert same == {"sparse/0/cameras.bin", "sparse/0/rigs.bin"}  # the lens is that of all worlds
 
 
 def test_fewer_views_leave_the_others_as_they_were(tmp_path: Path) -> None:
     many, few = (small_world(tmp_path / str(count), num_train_views=count) for count in (4, 2))
-    names = {position: (name, view_names(2)[position]) for position, name in view_names(4).items() if position in view_names(2)}
+    names = {
+        position: (name, view_names(2)[position])
+        for position, name in view_names(4).items()
+        if position in view_names(2)
+    }
     assert len(names) == 8
     for in_many, in_few in names.values():
         for file in ("images/{}.png", "language_features/{}_f.npy", "language_features/{}_s.npy"):
@@ -84,14 +89,16 @@ def test_fewer_views_leave_the_others_as_they_were(tmp_path: Path) -> None:
     assert (many.root / "gaussians.ply").read_bytes() == (few.root / "gaussians.ply").read_bytes()
 
 
-@pytest.mark.parametrize(("difficulty", "floaters"), product(["easy", "hard"], ["isolated", "clumped", "faint", "none"]))
+@pytest.mark.parametrize(
+    ("difficulty", "floaters"), product(["easy", "normal", "hard"], ["isolated", "clumped", "faint", "none"])
+)
 def test_every_difficulty_and_population_of_floaters_makes_a_world(
     tmp_path: Path, difficulty: str, floaters: str
 ) -> None:
-    world = small_world(tmp_path / "world", difficulty=difficulty, floaters=floaters, num_train_views=2)
+    world = small_world(tmp_path / "world", difficulty=difficulty, floaters=floaters)
     world.setup()
     is_floater, opacities = world.ceiling.is_floater, world.gaussians.opacities
-    assert world.gaussians.num_gaussians == pytest.approx(3000, rel=0.15)
+    assert world.gaussians.num_gaussians == pytest.approx(1500, rel=0.15)
     torch.testing.assert_close(is_floater, (world.ceiling.ids < 0).all(1))
     if floaters == "none":
         assert not is_floater.any()
@@ -101,7 +108,7 @@ def test_every_difficulty_and_population_of_floaters_makes_a_world(
     assert opaque_share == 0 if floaters == "faint" else 0.15 < opaque_share < 0.45
     distances = torch.cdist(world.gaussians.means[is_floater], world.gaussians.means[is_floater])
     nearest = (distances + 9 * torch.eye(len(distances))).min(1).values.median()
-    assert nearest < 0.03 if floaters == "clumped" else nearest > 0.05
+    assert nearest < 0.04 if floaters == "clumped" else nearest > 0.06
     if floaters != "clumped":
         positions = world.gaussians.means[is_floater].numpy()
         assert (positions >= FLOATER_BOUNDS[0] - 1e-6).all()
@@ -147,7 +154,9 @@ def test_the_truth_of_visible_gaussians_is_what_the_labels_say(world: TabletopDa
 
 def test_colours_of_the_gaussians_resemble_the_photograph(world: TabletopDataModule) -> None:
     scene = world.gaussians
-    colors = (spherical_harmonics_basis(torch.tensor([0.0, 0, 1]), 1) * scene.spherical_harmonics[:, 0] + 0.5).clamp(0, 1)
+    colors = (spherical_harmonics_basis(torch.tensor([0.0, 0, 1]), 1) * scene.spherical_harmonics[:, 0] + 0.5).clamp(
+        0, 1
+    )
     errors = []
     for view in world.test_dataloader():
         pixels, depth = project_points(scene.means, view.camera)
@@ -172,12 +181,11 @@ def test_a_world_is_written_once_and_found_again(tmp_path: Path) -> None:
     assert json.loads((world.root / "world.json").read_text())["seed"] == 100
 
 
-def test_a_world_of_other_settings_is_refused(tmp_path: Path) -> None:
-    small_world(tmp_path / "world")
+def test_a_world_of_other_settings_is_refused(world: TabletopDataModule) -> None:
     with pytest.raises(ValueError, match=r"'seed': 100.*'seed': 101.*Give another root, or delete"):
-        small_world(tmp_path / "world", seed=101)
+        small_world(world.root, seed=101)
     with pytest.raises(ValueError, match=r"'difficulty': 'normal'.*'difficulty': 'hard'"):
-        small_world(tmp_path / "world", difficulty="hard")
+        small_world(world.root, difficulty="hard")
 
 
 def test_a_folder_of_something_else_is_refused_and_left_alone(tmp_path: Path) -> None:
@@ -202,13 +210,14 @@ def test_nothing_stays_when_writing_fails(tmp_path: Path, monkeypatch: pytest.Mo
     [
         ("seed", -1),
         ("difficulty", "brutal"),
-        ("floaters", "many"),
         ("num_train_views", 1),
         ("image_size", (16, 12)),
         ("num_gaussians", 10),
         ("objects_per_group", 5),
     ],
 )
-def test_a_setting_out_of_range_is_named(tmp_path: Path, setting: str, value: object) -> None:
+def test_a_setting_out_of_range_is_named(setting: str, value: object) -> None:
+    good = {"seed": 0, "difficulty": "easy", "floaters": "none", **SMALL}
+    WorldSettings(**good)
     with pytest.raises(ValueError, match=rf"{setting} is .*; allowed: "):
-        TabletopDataModule(tmp_path / "world", **{setting: value})
+        WorldSettings(**{**good, setting: value})

@@ -62,7 +62,9 @@ def segment(
 def own_concepts(masks: ViewMasks, photo: np.ndarray, world: World, level: int) -> np.ndarray:
     """Returns the concept that most pixels of each mask show."""
     truth = world.concept_ids[photo, level - 1]
-    return np.array([np.bincount(truth[masks.maps[level] == row]).argmax() for row in range(len(masks.features[level]))])
+    return np.array(
+        [np.bincount(truth[masks.maps[level] == row]).argmax() for row in range(len(masks.features[level]))]
+    )
 
 
 def texts_of(embeddings: Embeddings, prompts: list[str]) -> np.ndarray:
@@ -167,7 +169,7 @@ def test_faults_change_the_number_of_masks_at_their_rate(
     fault: str, photos: list[np.ndarray], world: World, embeddings: Embeddings
 ) -> None:
     def count(difficulty: Difficulty) -> int:
-        views = [view for seed in range(3) for view in segment(photos, world, embeddings, difficulty, seed)]
+        views = [view for seed in range(2) for view in segment(photos[:3], world, embeddings, difficulty, seed)]
         return sum(len(view.features[1]) for view in views)
 
     change = count(replace(FAULTLESS, **{fault: 0.2})) / count(FAULTLESS) - 1
@@ -200,7 +202,7 @@ def test_harder_worlds_have_less_label_and_more_noise(
 
 
 def test_labels_agree_with_what_the_pixels_show(photos: list[np.ndarray], world: World) -> None:
-    for photo in photos:
+    for photo in photos[:2]:
         frame = label_photo(photo, world, "frame")
         prompts, masks, boxes = rasterize_labels(frame, 320, 240)
         assert not {"floor", "wall", "room", "background"} & set(prompts)

@@ -93,6 +93,13 @@ def test_the_polish_changes_the_codebook_and_nothing_else(lexel, tmp_path):
     assert changed == {"field.codebook_layers.0", "field_step"}
 
 
+def test_a_run_of_no_steps_keeps_the_lifted_field(lexel, tmp_path):
+    lexel("fit", "--trainer.max_steps=0")
+    assert state_of(tmp_path)["field.initialised"]
+    assert (tmp_path / "language_field_demo" / "exports" / "language_field.safetensors").is_file()
+    lexel("test", "--ckpt_path=last")
+
+
 def test_a_flag_beats_the_checkpoint(lexel):
     lexel("fit", "--trainer.max_steps=2")
     command_line = lexel("test", "--ckpt_path=last", "--model.init_args.view_cache_mib=7")
