@@ -9,11 +9,16 @@ every setting of a class. The same ``fit ... --ckpt_path=last`` starts a fresh r
 """
 
 import os
+import warnings
 
 # Read when torch loads: small operations spin in OpenMP and slow down a hundredfold on shared cores.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 # Large maps on huge pages: without, the first touch of a weight map costs as much as filling it.
 os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
+
+# Of other libraries about each other; nothing a user could do about them.
+warnings.filterwarnings("ignore", ".*'set_vital' is deprecated")  # torchdata 0.11 with torch 2.15
+warnings.filterwarnings("ignore", ".*LeafSpec")  # lightning 2.6 with torch 2.15
 
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import ArgsType, LightningCLI
