@@ -205,8 +205,8 @@ class LanguageFieldModule(LightningModule):
         ]
         if not groups:
             raise ValueError(
-                "codebook_lr and logits_lr are both 0: nothing to train. Set one of them above 0, or leave them and set "
-                "trainer.max_steps=0 to keep the field as it is lifted."
+                "codebook_lr and logits_lr are both 0: nothing to train. Set one of them above 0, or leave them and "
+                "set trainer.max_steps=0 to keep the field as it is lifted."
             )
         return torch.optim.Adam(groups, eps=1e-15)
 
