@@ -40,12 +40,10 @@ class Photo(NamedTuple):
     Attributes:
         image: [H, W, 3] sRGB.
         part_ids: [H, W] row of ``World.parts``.
-        depths: [H, W] camera-space z, metres.
     """
 
     image: UInt8[np.ndarray, "height width 3"]
     part_ids: Int[np.ndarray, "height width"]
-    depths: Float[np.ndarray, "height width"]
 
 
 class BakedLight(NamedTuple):
@@ -221,7 +219,7 @@ def take_photo(world: World, caster: RayCaster, light: BakedLight, camera: Camer
     image = to_srgb(colors)
     image[edges] = to_srgb(subcolors).reshape(len(shifts), -1, 3).mean(0)
     image = np.round(255 * image).astype(np.uint8).reshape(*size, 3)
-    return Photo(image, parts, depths)
+    return Photo(image, parts)
 
 
 def to_srgb(linear: Float[np.ndarray, "points 3"]) -> Float[np.ndarray, "points 3"]:
@@ -231,17 +229,14 @@ def to_srgb(linear: Float[np.ndarray, "points 3"]) -> Float[np.ndarray, "points 
 
 
 def _is_edge(parts: np.ndarray, depths: np.ndarray, normals: np.ndarray) -> np.ndarray:
+    """Tells which pixels show another part, a jump in depth, or a crease beside them."""
     edge = np.zeros(parts.shape, bool)
-    for axis in (0, 1):
-        one, other = (np.take(parts, np.arange(s, parts.shape[axis] - 1 + s), axis) for s in (0, 1))
-        near, far = (np.take(depths, np.arange(s, parts.shape[axis] - 1 + s), axis) for s in (0, 1))
-        left, right = (np.take(normals, np.arange(s, parts.shape[axis] - 1 + s), axis) for s in (0, 1))
-        differs = (one != other) | (np.abs(near - far) > 0.03 * near) | ((left * right).sum(-1) < 0.8)
-        first, second = (slice(0, -1), slice(1, None))
-        index = [slice(None), slice(None)]
-        for part in (first, second):
-            index[axis] = part
-            edge[tuple(index)] |= differs
+    for one, other in ((np.s_[:-1], np.s_[1:]), (np.s_[:, :-1], np.s_[:, 1:])):
+        jump = np.abs(depths[one] - depths[other]) > 0.03 * depths[one]
+        crease = (normals[one] * normals[other]).sum(-1) < 0.8
+        differs = (parts[one] != parts[other]) | jump | crease
+        edge[one] |= differs
+        edge[other] |= differs
     return edge
 
 
