@@ -149,7 +149,7 @@ def test_an_export_gives_back_the_field(lexel, tmp_path):
         kept, ids = checkpoint.logits.softmax(1).topk(4, dim=1)
         kept = kept / kept.sum(1, keepdim=True)
         blending = blending_weights(prepare_view(checkpoint.scene, view.camera))
-        theirs = splat_codes(blending, SparseCodes(ids.to(torch.int16), kept, 64)) @ checkpoint.codebooks[0]
+        theirs = splat_codes(blending, SparseCodes(ids.to(torch.int16), kept, 128)) @ checkpoint.codebooks[0]
         ours = module.field.level_weights(weight_map, level) @ module.field.level_codebook(level)
         torch.testing.assert_close(theirs, ours, atol=2e-3, rtol=0)
 
@@ -173,7 +173,7 @@ def test_langsplats_recipe_trains_from_zeros(lexel, tmp_path):
     ]
     lexel("fit", "--trainer.max_steps=24", *recipe)
     state = state_of(tmp_path)
-    assert state["field.logit_layers.0"].shape[2] == 64
+    assert state["field.logit_layers.0"].shape[2] == 128
     assert state["field.logit_layers.0"].abs().max() > 1e-3
     assert not torch.equal(state["field.codebook_layers.0"][0], state["field.codebook_layers.0"][1])
 
