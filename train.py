@@ -20,6 +20,7 @@ os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 warnings.filterwarnings("ignore", ".*'set_vital' is deprecated")  # torchdata 0.11 with torch 2.15
 warnings.filterwarnings("ignore", ".*LeafSpec")  # lightning 2.6 with torch 2.15
 
+from jsonargparse import set_parsing_settings
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import ArgsType, LightningCLI
 
@@ -66,6 +67,7 @@ class CommandLine(LightningCLI):
 
 def main(args: ArgsType = None) -> CommandLine:
     """Runs one command line."""
+    set_parsing_settings(docstring_parse_attribute_docstrings=True)  # settings are explained where they are defined
     return CommandLine(
         LightningModule,
         LightningDataModule,
