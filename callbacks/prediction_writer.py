@@ -11,7 +11,7 @@ from typing_extensions import override
 
 from callbacks.writers.pictures import write_png
 from lightning_modules.functional.colour_maps import heat_picture
-from lightning_modules.language_field import FieldPrediction
+from lightning_modules.functional.view_answers import ViewAnswer
 
 MASK_COLOUR = (1.0, 0.0, 0.0)
 
@@ -35,7 +35,7 @@ class PredictionWriter(BasePredictionWriter):
         self,
         trainer: Trainer,
         pl_module: LightningModule,
-        prediction: FieldPrediction,
+        prediction: ViewAnswer,
         batch_indices: Any,
         batch: Any,
         batch_idx: int,

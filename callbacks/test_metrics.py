@@ -32,7 +32,7 @@ class TestMetricsFile(Callback):
 def print_prompts(module: LanguageFieldModule) -> None:
     """Prints how each prompt did; the means hide the prompts that fail."""
     table = Table("prompt", "frames", "IoU", "localized", title="By prompt, worst first")
-    ious, hits = (module.per_prompt(f"test/{name}") for name in ("miou", "localization_accuracy"))
+    ious, hits = (module.evaluation.per_prompt(f"test/{name}") for name in ("miou", "localization_accuracy"))
     for prompt, (iou, frames) in sorted(ious.items(), key=lambda item: item[1][0]):
         table.add_row(prompt, str(frames), f"{iou:.3f}", f"{hits[prompt][0]:.2f}")
     if ious:

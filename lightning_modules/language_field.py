@@ -1,27 +1,26 @@
 """Trains and evaluates the language-Gaussian codebook field (LangSplatV2, arXiv 2507.07136) on a frozen scene."""
 
-import warnings
 from collections import OrderedDict
-from typing import Any, Literal, NamedTuple
+from collections.abc import Sequence
+from typing import Any, Literal
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities import rank_zero_info
 from rich.progress import track
-from torch import Tensor, nn
-from torchmetrics import MeanMetric, Metric
+from torch import Tensor
 from typing_extensions import override
 
-from datamodules.batches import LanguageView, PromptLabels
+from datamodules.batches import LanguageView
 from lightning_modules.functional.codebook import codebook_usage, residual_assign, residual_kmeans
-from lightning_modules.functional.coefficient_space import cosine_similarity_to_targets, relevancy
+from lightning_modules.functional.coefficient_space import cosine_similarity_to_targets
 from lightning_modules.functional.collectives import broadcast_from_first
-from lightning_modules.functional.colour_maps import feature_colours
 from lightning_modules.functional.feature_losses import absolute_difference_to_targets
 from lightning_modules.functional.gaussians import GaussianScene
 from lightning_modules.functional.image_quality import peak_signal_to_noise
-from lightning_modules.functional.lerf_protocol import ProtocolSettings, best_level_masks, localize, segment
+from lightning_modules.functional.language_scene import LanguageScene, language_map, level_weights, relevancy_maps
+from lightning_modules.functional.lerf_protocol import ProtocolSettings
 from lightning_modules.functional.lifting import MaskWeights, mask_weights_of_view
 from lightning_modules.functional.mask_denoising import DenoisingSettings, denoise_mask_features
 from lightning_modules.functional.mask_table import MaskTable, gather_mask_table
@@ -29,7 +28,6 @@ from lightning_modules.functional.pixel_sampling import sample_labelled_pixels
 from lightning_modules.functional.rasterization import (
     BlendingWeights,
     PreparedView,
-    RenderedPixels,
     blending_weights,
     prepare_view,
     render,
@@ -40,7 +38,8 @@ from lightning_modules.functional.rasterization import (
 from lightning_modules.functional.reliability import GateSettings, gate_gaussians
 from lightning_modules.functional.sparse_codes import SparseCodes
 from lightning_modules.functional.sparse_coding import code_by_histogram, code_by_simplex_pursuit
-from lightning_modules.metrics.open_vocabulary import LocalizationAccuracy, MeanOverPrompts, OpenVocabularyIoU
+from lightning_modules.functional.view_answers import ViewAnswer, answer_view
+from lightning_modules.metrics.field_evaluation import FieldEvaluation
 from lightning_modules.networks.language_field import LanguageField
 
 ALPHA_GATE = 0.5  # pixels the scene covers less than this have no language of their own; reported beside the protocol
@@ -83,7 +82,7 @@ class LanguageFieldModule(LightningModule):
     """
 
     field: LanguageField
-    metrics: nn.ModuleDict
+    evaluation: FieldEvaluation
     scene_fingerprint: Tensor
     negative_embeddings: Tensor
     field_step: Tensor
@@ -154,7 +153,7 @@ class LanguageFieldModule(LightningModule):
             support="fixed" if self.initialisation == "lift" else "free",
             share_codebook=self.share_codebook,
         )
-        self.metrics = evaluation_metrics(data.prompts)
+        self.evaluation = FieldEvaluation(data.prompts, self.protocol)
         self.field.logit_layers.requires_grad_(self.logits_lr > 0)
         self.field.codebook_layers.requires_grad_(self.codebook_lr > 0)
         self.register_buffer("field_step", torch.tensor(0))  # as of the checkpoint; see num_steps
@@ -331,33 +330,30 @@ class LanguageFieldModule(LightningModule):
 
     # Queries
 
-    def weight_map(self, view: LanguageView, *, gated: bool = True) -> tuple[Tensor, Tensor]:
-        """Returns a view's coefficients [H*W, channels] at all levels and the scene's alpha [H*W]."""
-        return render_codes(self.prepared(view), self.field.codes(gated=gated))
+    def language_scene(self, *, gated: bool = True) -> LanguageScene:
+        """Returns the field as queries need it.
 
-    def relevancy_maps(
-        self,
-        weight_map: Float[Tensor, "pixels coefficients"],
-        embeddings: Float[Tensor, "prompts channels"],
-        view: LanguageView,
-    ) -> Float[Tensor, "levels prompts height width"]:
-        """Returns the relevancy of each prompt at each level, 0 to 1, exactly and without decoding a feature."""
-        size = (view.camera.height, view.camera.width)
-        return torch.stack(
-            [
-                relevancy(
-                    self.field.level_weights(weight_map, level),
-                    self.field.level_codebook(level),
-                    embeddings,
-                    self.negative_embeddings,
-                ).T.unflatten(1, size)
-                for level in range(self.field.num_levels)
-            ]
-        )
+        Args:
+            gated: Leave out the Gaussians that the reliability gate dropped.
+        """
+        codebooks = torch.stack([self.field.level_codebook(level) for level in range(self.field.num_levels)])
+        codes = self.field.codes(gated=gated)
+        return LanguageScene(self.scene, codes, codebooks, self.negative_embeddings, self.field.num_layers)
 
-    def render(self, view: LanguageView) -> RenderedPixels:
-        """Renders the scene's colours, depth and alpha at all pixels of a view."""
-        return render(self.scene, self.prepared(view))
+    def answer(
+        self, view: LanguageView, prompts: Sequence[str], embeddings: Float[Tensor, "prompts channels"]
+    ) -> ViewAnswer:
+        """Returns the pictures of a view and the answer to each prompt."""
+        return answer_view(self.language_scene(), self.prepared(view), view.name, prompts, embeddings, self.protocol)
+
+    @override
+    def predict_step(self, view: LanguageView, batch_idx: int) -> ViewAnswer:
+        """Answers the prompts in one view."""
+        if self.queries:
+            return self.answer(view, self.queries, self.data.encode_text(self.queries).to(self.device))
+        if view.labels is not None:
+            return self.answer(view, view.labels.prompts, view.labels.embeddings)
+        return self.answer(view, (), self.negative_embeddings[:0])
 
     # Evaluation
 
@@ -382,176 +378,65 @@ class LanguageFieldModule(LightningModule):
 
     @override
     def validation_step(self, view: LanguageView, batch_idx: int) -> None:
-        self._evaluate(view, "val", self.field.codes())
+        self._evaluate(view, "val/{}", self.language_scene())
 
     @override
     def test_step(self, view: LanguageView, batch_idx: int) -> None:
-        self._evaluate(view, "test", self.field.codes())
-        self._evaluate(view, "test", self.field.codes(), suffix="_alpha_gated", alpha_gate=ALPHA_GATE)
-        self._evaluate(view, "test", self.field.codes(gated=False), suffix="_ungated")
-        self._evaluate_ceiling(view)
-        self._evaluate_photograph(view)
+        language = self.language_scene()
+        self._evaluate(view, "test/{}", language)
+        self._evaluate(view, "test/{}_alpha_gated", language, alpha_gate=ALPHA_GATE)
+        self._evaluate(view, "test/{}_ungated", self.language_scene(gated=False))
+        if self.data.ceiling is not None:
+            self._evaluate(view, "test/{}_ceiling", self.ceiling_scene())
+        self._evaluate_photograph(view, language)
 
-    def _evaluate(
-        self, view: LanguageView, stage: str, codes: SparseCodes, *, suffix: str = "", alpha_gate: float = 0.0
-    ) -> None:
+    def _evaluate(self, view: LanguageView, scored: str, language: LanguageScene, *, alpha_gate: float = 0.0) -> None:
         if view.labels is None:
             return
-        weight_map, alpha = render_codes(self.prepared(view), codes)
-        weight_map = weight_map * (alpha >= alpha_gate)[:, None]
-        self._score(view.labels, stage, self.relevancy_maps(weight_map, view.labels.embeddings, view), suffix)
+        weights, alpha = render_codes(self.prepared(view), language.codes)
+        rendered = language_map(language, view.camera, weights * (alpha >= alpha_gate)[:, None], alpha)
+        maps = relevancy_maps(language, rendered, view.labels.embeddings)
+        self.evaluation.score(scored, maps, view.labels.prompts, view.labels.masks, view.labels.boxes)
 
-    def _evaluate_ceiling(self, view: LanguageView) -> None:
-        """Scores the geometry itself: every Gaussian with its true feature, where a synthetic world knows it."""
-        if self.data.ceiling is None or view.labels is None:
-            return
+    def ceiling_scene(self) -> LanguageScene:
+        """Returns a synthetic world's Gaussians with their true features: what the geometry itself allows."""
         ids, table = self.data.ceiling.ids.to(self.device), self.data.ceiling.features.to(self.device)
-        offsets = torch.arange(ids.shape[1], device=self.device) * table.shape[0]
+        num_levels = ids.shape[1]
+        offsets = torch.arange(num_levels, device=self.device) * table.shape[0]
         channels = (ids.clamp_min(0) + offsets).to(torch.int16)
-        codes = SparseCodes(channels, (ids >= 0).float(), ids.shape[1] * table.shape[0])
-        weight_map, _ = render_codes(self.prepared(view), codes)
-        size = (view.camera.height, view.camera.width)
-        maps = torch.stack(
-            [
-                relevancy(weights, table, view.labels.embeddings, self.negative_embeddings).T.unflatten(1, size)
-                for weights in weight_map.split(table.shape[0], dim=1)
-            ]
-        )
-        self._score(view.labels, "test", maps, "_ceiling")
+        codes = SparseCodes(channels, (ids >= 0).float(), num_levels * table.shape[0])
+        return LanguageScene(self.scene, codes, table.expand(num_levels, -1, -1), self.negative_embeddings)
 
-    def _score(self, labels: PromptLabels, stage: str, maps: Tensor, suffix: str) -> None:
-        segmentation = segment(maps, self.protocol)
-        best = best_level_masks(segmentation.level_masks, labels.masks)
-        hits = localize(maps, labels.boxes, self.protocol).hits
-        localization = "localization" if suffix == "_ceiling" else "localization_accuracy"
-        self._update(f"{stage}/miou{suffix}", segmentation.masks, labels.masks, labels.prompts)
-        self._update(f"{stage}/miou_best_level{suffix}", best, labels.masks, labels.prompts)
-        self._update(f"{stage}/{localization}{suffix}", hits, labels.prompts)
-
-    def _evaluate_photograph(self, view: LanguageView) -> None:
+    def _evaluate_photograph(self, view: LanguageView, language: LanguageScene) -> None:
         """Compares with the photograph itself: its colours, and its own features where they were held out."""
+        evaluation = self.evaluation
         if view.image is not None:
-            rendered, photograph = self.render(view), view.image.flatten(0, 1) / 255
+            rendered, photograph = render(self.scene, self.prepared(view)), view.image.flatten(0, 1) / 255
             covered = rendered.alpha >= ALPHA_GATE
-            self._update("test/psnr", peak_signal_to_noise(rendered.rgb, photograph))
-            self._update("test/coverage", covered.float())
+            evaluation["test/psnr"].update(peak_signal_to_noise(rendered.rgb, photograph))
+            evaluation["test/coverage"].update(covered.float())
             if covered.any():
-                self._update("test/psnr_covered", peak_signal_to_noise(rendered.rgb[covered], photograph[covered]))
+                psnr = peak_signal_to_noise(rendered.rgb[covered], photograph[covered])
+                evaluation["test/psnr_covered"].update(psnr)
         if view.mask_ids is None or view.mask_features is None:
             return
-        weight_map, _ = self.weight_map(view)
+        weight_map, _ = render_codes(self.prepared(view), language.codes)
         generator = torch.Generator().manual_seed(self.seed)
         shuffled = view.mask_features[torch.randperm(len(view.mask_features), generator=generator).to(self.device)]
-        for level, ids in enumerate(view.mask_ids.flatten(1)):
-            weights, codebook = self.field.level_weights(weight_map, level), self.field.level_codebook(level)
+        levels = zip(level_weights(language, weight_map), language.codebooks, view.mask_ids.flatten(1), strict=True)
+        for weights, codebook, ids in levels:
             for name, features in {"cosine": view.mask_features, "cosine_shuffled": shuffled}.items():
                 cosine = cosine_similarity_to_targets(weights, codebook, features, ids)
-                self._update(f"test/{name}", cosine[ids >= 0])
-
-    def _update(self, name: str, *values: Any) -> None:
-        metric = self.metrics[name]
-        assert isinstance(metric, Metric)
-        metric.update(*values)
+                evaluation[f"test/{name}"].update(cosine[ids >= 0])
 
     @override
     def on_validation_epoch_end(self) -> None:
-        self._log_metrics("val")
+        for name, value in self.evaluation.compute("val").items():
+            self.log(name, value, prog_bar=name == "val/miou")
 
     @override
     def on_test_epoch_end(self) -> None:
-        self._log_metrics("test")
-
-    def _log_metrics(self, stage: str) -> None:
-        for name, metric in self.metrics.items():
-            if name.startswith(stage) and isinstance(metric, Metric):
-                with warnings.catch_warnings():
-                    warnings.filterwarnings("ignore", "The ``compute`` method")  # a process may have had no view
-                    value = metric.compute()  # on every process: computing gathers
-                metric.reset()
-                if not value.isnan():  # nothing of the kind was in the data
-                    self.log(name, value, prog_bar=name == "val/miou")
-
-    def per_prompt(self, name: str) -> dict[str, tuple[float, int]]:
-        """Returns, of a metric over prompts, each prompt's mean and number of frames in the last evaluation."""
-        metric = self.metrics[name]
-        assert isinstance(metric, MeanOverPrompts)
-        return metric.per_prompt
-
-    # Pictures
-
-    @override
-    def predict_step(self, view: LanguageView, batch_idx: int) -> "FieldPrediction":
-        """Answers the prompts in one view."""
-        if self.queries:
-            prompts = tuple(self.queries)
-            embeddings = self.data.encode_text(self.queries).to(self.device)
-        elif view.labels is not None:
-            prompts, embeddings = view.labels.prompts, view.labels.embeddings
-        else:
-            prompts, embeddings = (), self.negative_embeddings[:0]
-        return self.answer(view, prompts, embeddings)
-
-    def answer(
-        self, view: LanguageView, prompts: tuple[str, ...], embeddings: Float[Tensor, "prompts channels"]
-    ) -> "FieldPrediction":
-        """Returns the pictures of a view and the relevancy of each prompt at the level that answers best."""
-        height, width = view.camera.height, view.camera.width
-        weight_map, _ = self.weight_map(view)
-        segmentation = segment(self.relevancy_maps(weight_map, embeddings, view), self.protocol)
-        colours = torch.stack(
-            [
-                feature_colours(
-                    self.field.level_weights(weight_map, level),
-                    self.field.level_codebook(level),
-                    num_layers=self.vq_layer_num,
-                )
-                for level in range(self.field.num_levels)
-            ]
-        )
-        return FieldPrediction(
-            view.name,
-            prompts,
-            self.render(view).rgb.clamp(0, 1).unflatten(0, (height, width)),
-            segmentation.relevancy,
-            segmentation.masks,
-            segmentation.levels,
-            colours.unflatten(1, (height, width)),
-        )
-
-
-class FieldPrediction(NamedTuple):
-    """What a field shows of one view.
-
-    Attributes:
-        name: Stem of the view.
-        prompts: P prompts.
-        rgb: [H, W, 3] the rendered scene, 0..1.
-        relevancy: [P, H, W] smoothed relevancy at the chosen level, 0..1.
-        masks: [P, H, W] bool.
-        levels: [P] chosen level.
-        feature_colours: [L, H, W, 3] view-consistent colours of the features: principal components of the codebook.
-    """
-
-    name: str
-    prompts: tuple[str, ...]
-    rgb: Float[Tensor, "height width 3"]
-    relevancy: Float[Tensor, "prompts height width"]
-    masks: Tensor
-    levels: Int[Tensor, " prompts"]
-    feature_colours: Float[Tensor, "levels height width 3"]
-
-
-def evaluation_metrics(prompts: list[str]) -> nn.ModuleDict:
-    """Returns the metrics by the names they are logged under; states are sums, so processes add up."""
-    metrics: dict[str, nn.Module] = {}
-    for scored in ("val/{}", "test/{}", "test/{}_alpha_gated", "test/{}_ungated", "test/{}_ceiling"):
-        localization = "localization" if scored.endswith("ceiling") else "localization_accuracy"
-        metrics[scored.format("miou")] = OpenVocabularyIoU(prompts)
-        metrics[scored.format("miou_best_level")] = OpenVocabularyIoU(prompts)
-        metrics[scored.format(localization)] = LocalizationAccuracy(prompts)
-    for name in ("psnr", "psnr_covered", "coverage", "cosine", "cosine_shuffled"):
-        metrics[f"test/{name}"] = MeanMetric()
-    return nn.ModuleDict(metrics)
+        self.log_dict(self.evaluation.compute("test"))
 
 
 def scene_fingerprint(scene: GaussianScene) -> Float[Tensor, " parts"]:

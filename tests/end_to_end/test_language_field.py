@@ -17,6 +17,7 @@ from torch.optim import Optimizer
 
 from datamodules.readers.gaussians import read_gaussians
 from datamodules.readers.langsplat_checkpoints import read_langsplat_checkpoint
+from lightning_modules.functional.language_scene import render_language
 from lightning_modules.functional.rasterization import blending_weights, prepare_view, splat_codes
 from lightning_modules.functional.sparse_codes import SparseCodes
 from tests.end_to_end.conftest import CONFIG, tiny_trainer, tiny_world
@@ -143,7 +144,7 @@ def test_an_export_gives_back_the_field(lexel, tmp_path):
 
     # What LangSplatV2 renders from the checkpoint of a level is what Lexel renders.
     view = next(iter(module.data.test_dataloader()))
-    weight_map, _ = module.weight_map(view)
+    weight_map = render_language(module.language_scene(), module.prepared(view)).weights
     for level, name in enumerate(module.data.level_names):
         checkpoint = read_langsplat_checkpoint(exports / "langsplatv2" / f"chkpnt3_{name}.pth")
         kept, ids = checkpoint.logits.softmax(1).topk(4, dim=1)
