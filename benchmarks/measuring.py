@@ -1,5 +1,6 @@
 """Time and memory of a piece of work, measured the same way by every benchmark."""
 
+import ctypes
 import json
 import statistics
 import time
@@ -51,6 +52,9 @@ def _peak_mib(work: Callable[[], object], device: torch.device) -> float | None:
     reset = Path("/proc/self/clear_refs")  # Linux: sets the high-water mark back to what is resident
     if not reset.exists():
         return None
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "malloc_trim"):
+        libc.malloc_trim(0)  # what is free but kept would be used again without a trace
     reset.write_text("5")
     before = _resident_kib("VmHWM")
     work()

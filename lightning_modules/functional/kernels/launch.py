@@ -13,7 +13,7 @@ from torch import Tensor
 wp.config.log_level = wp.LOG_WARNING  # no banner, no line per loaded module
 
 _BLOCKS_PER_THREAD = 8  # a thread that meets dense tiles does not keep the others waiting
-_MIN_BLOCK_ROWS = 128  # below this the launch costs more than the rows
+_MIN_BLOCK_ROWS = 128  # below this the launch costs more than rows of a few thousand operations
 
 
 @lru_cache(maxsize=1)
@@ -23,7 +23,12 @@ def _pool(process_id: int, num_threads: int) -> ThreadPoolExecutor:
 
 
 def launch(
-    kernel: Any, num_rows: int, arguments: Sequence[Any], device: torch.device, scratch: Sequence[int] | None = None
+    kernel: Any,
+    num_rows: int,
+    arguments: Sequence[Any],
+    device: torch.device,
+    scratch: Sequence[int] | None = None,
+    min_block_rows: int = _MIN_BLOCK_ROWS,
 ) -> None:
     """Runs ``kernel`` for the rows 0 to ``num_rows`` - 1.
 
@@ -36,8 +41,9 @@ def launch(
         num_rows: Logical threads.
         arguments: Contiguous tensors of ``device``, or numbers.
         device: Where the tensors are.
-        scratch: Shape of a float32 tensor that each block gets for itself; its rows run one after the other, so one is
+        scratch: Shape of a float32 tensor that each thread gets for itself; its rows run one after the other, so one is
             enough for all of them. Empty on CUDA, where rows run at once.
+        min_block_rows: Fewest rows of a block, on CPU; less for long rows.
     """
     if num_rows == 0:
         return
@@ -48,17 +54,20 @@ def launch(
         wp.launch(kernel, dim=num_rows, inputs=[0, *own, *values], stream=stream, device=stream.device)
         return
     num_threads = torch.get_num_threads()
-    num_blocks = min(-(-num_rows // _MIN_BLOCK_ROWS), num_threads * _BLOCKS_PER_THREAD) if num_threads > 1 else 1
+    num_blocks = min(-(-num_rows // min_block_rows), num_threads * _BLOCKS_PER_THREAD) if num_threads > 1 else 1
     bounds = [num_rows * i // num_blocks for i in range(num_blocks + 1)]
     wp.load_module(kernel.module, device="cpu")
 
-    def run(block: int) -> None:
-        start, stop = bounds[block], bounds[block + 1]
-        own = [] if scratch is None else [wp.from_torch(torch.empty(*scratch))]
-        wp.launch(kernel, dim=stop - start, inputs=[start, *own, *values], device="cpu")
+    blocks = iter(range(num_blocks))  # shared: each thread takes the next one (a step of the iterator is atomic)
 
-    if num_blocks == 1:
-        run(0)
-        return
-    for _ in _pool(os.getpid(), num_threads).map(run, range(num_blocks)):
-        pass
+    def run() -> None:
+        own = [] if scratch is None else [wp.from_torch(torch.empty(*scratch))]
+        for block in blocks:
+            start, stop = bounds[block], bounds[block + 1]
+            wp.launch(kernel, dim=stop - start, inputs=[start, *own, *values], device="cpu")
+
+    # The caller works, too: it wakes one thread less, and small launches end before another wakes.
+    others = [_pool(os.getpid(), num_threads).submit(run) for _ in range(min(num_threads, num_blocks) - 1)]
+    run()
+    for other in others:
+        other.result()
