@@ -44,11 +44,11 @@ def main() -> None:
     report_claim("demo_localization", metrics["test/localization_accuracy"], 0.95)
 
 
-def run(command: str, *flags: str) -> tuple[float, float]:
+def run(command: str, *flags: str, config: str = CONFIG) -> tuple[float, float]:
     """Runs one command and returns its wall time and its processor time, seconds."""
     before, start = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
     subprocess.run(
-        [sys.executable, "train.py", command, "--config", CONFIG, *flags], check=True, stdout=subprocess.DEVNULL
+        [sys.executable, "train.py", command, "--config", config, *flags], check=True, stdout=subprocess.DEVNULL
     )
     after, wall = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter() - start
     return wall, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime

@@ -4,15 +4,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
 import torch
-from jaxtyping import Float, Int, UInt8
-from PIL import Image
+from jaxtyping import Float, Int
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from datamodules.batches import LanguageView, PromptLabels
-from datamodules.readers.lerf_labels import LabelledFrame, rasterize_labels
+from datamodules.readers.labels import LabelFrame, drawn_labels
+from datamodules.readers.photos import read_photo
 from lightning_modules.functional.cameras import Camera
 
 
@@ -26,6 +25,7 @@ class StoredView(NamedTuple):
         mask_ids: [L, H, W] int16 where 32767 masks suffice, else int32; -1 = no mask. None without features.
         mask_features: [M, C] unit features, or None.
         frame: Its labels, or None.
+        native_labels: Whether the labels keep their own size instead of the maps'.
     """
 
     name: str
@@ -33,7 +33,8 @@ class StoredView(NamedTuple):
     photo: Path | None
     mask_ids: Int[Tensor, "levels height width"] | None
     mask_features: Float[Tensor, "masks channels"] | None
-    frame: LabelledFrame | None
+    frame: LabelFrame | None
+    native_labels: bool = False
 
 
 class LanguageViews(Dataset[LanguageView]):
@@ -63,6 +64,11 @@ class LanguageViews(Dataset[LanguageView]):
         """The stems of the views."""
         return [self._stored[view_id].name for view_id in self.view_ids]
 
+    @property
+    def cameras(self) -> list[Camera]:
+        """The cameras of the views; no photograph is decoded for them."""
+        return [self._stored[view_id].camera for view_id in self.view_ids]
+
     def __iter__(self) -> Iterator[LanguageView]:
         return (self[index] for index in range(len(self)))
 
@@ -75,7 +81,8 @@ class LanguageViews(Dataset[LanguageView]):
         width, height = view.camera.width, view.camera.height
         labels = None
         if view.frame is not None:
-            prompts, masks, boxes = rasterize_labels(view.frame, width, height)
+            size = (view.frame.width, view.frame.height) if view.native_labels else (width, height)
+            prompts, masks, boxes = drawn_labels(view.frame, *size)
             embeddings = torch.stack([self._text_embeddings[prompt] for prompt in prompts])
             labels = PromptLabels(prompts, embeddings, masks, boxes)
         return LanguageView(
@@ -92,34 +99,3 @@ class LanguageViews(Dataset[LanguageView]):
 def compact_ids(mask_ids: Int[Tensor, "levels height width"], num_masks: int) -> Int[Tensor, "levels height width"]:
     """Returns the map as int16 where the ids fit."""
     return mask_ids.to(torch.int16 if num_masks <= torch.iinfo(torch.int16).max else torch.int32)
-
-
-def read_photo(path: Path, width: int, height: int) -> UInt8[Tensor, "height width 3"]:
-    """Decodes a photograph as RGB at a size; reduced by averaging over areas where it is larger.
-
-    Raises:
-        ValueError: If the file is damaged.
-    """
-    try:
-        with Image.open(path) as image:
-            photo = image.convert("RGB")
-    except (OSError, SyntaxError) as error:  # Pillow reports broken PNG chunks as SyntaxError
-        raise ValueError(f"{path} cannot be read as a photo ({error}). Copy it again.") from error
-    if photo.size != (width, height):
-        photo = photo.resize(
-            (width, height), Image.Resampling.BOX if photo.width > width else Image.Resampling.BILINEAR
-        )
-    return torch.from_numpy(np.array(photo))
-
-
-def photo_size(path: Path) -> tuple[int, int]:
-    """Returns width and height from a photograph's header.
-
-    Raises:
-        ValueError: If the file is damaged.
-    """
-    try:
-        with Image.open(path) as image:
-            return image.size
-    except (OSError, SyntaxError) as error:
-        raise ValueError(f"{path} cannot be read as a photo ({error}). Copy it again.") from error

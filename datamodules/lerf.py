@@ -1,37 +1,40 @@
 """Scenes in the layout of LERF-OVS and LangSplat: posed photographs, a Gaussian scene, per-mask features, labels."""
 
-import difflib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from lightning.pytorch import LightningDataModule
-from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from rich.progress import track
 from torch import Tensor
 from torch.utils.data import DataLoader
 from torchdata.stateful_dataloader import StatefulDataLoader
 from typing_extensions import override
 
-from datamodules.batches import single_view
-from datamodules.language_views import LanguageViews, StoredView, compact_ids, photo_size
+from datamodules.batches import StoredField, single_view
+from datamodules.language_views import LanguageViews, StoredView, compact_ids
+from datamodules.predicted_views import predicted_views
 from datamodules.readers.gaussians import read_gaussians
+from datamodules.readers.labels import LabelFrame, find_labels, match_labels, read_labels
+from datamodules.readers.langsplat_fields import read_langsplat_field
 from datamodules.readers.language_features import NUM_GRANULARITIES, read_language_features
-from datamodules.readers.lerf_labels import LabelledFrame, read_lerf_labels
-from datamodules.readers.posed_images import PosedImage
+from datamodules.readers.photos import check_resolution, same_aspect, target_size
+from datamodules.readers.posed_images import PosedImage, name_list, similar_names
 from datamodules.readers.scene_layout import (
     feature_stems,
     find_cameras,
     find_gaussians,
-    find_photos,
     given_path,
+    match_photos,
     read_cameras,
 )
 from datamodules.readers.text_embeddings import TextEmbeddingTable, TextEncoder
 from datamodules.samplers import OrderedViews, ShuffledViews, process_rank
+from lightning_modules.functional.camera_paths import CameraPathSettings
 from lightning_modules.functional.cameras import resize_camera
 from lightning_modules.functional.gaussians import GaussianScene
 
@@ -67,8 +70,14 @@ class LerfDataModule(LightningDataModule):
             ``colmap/sparse/0`` or ``transforms.json`` below ``root``.
         images: Folder of the photographs below ``root``.
         features: Folder of ``<stem>_f.npy`` and ``<stem>_s.npy`` below ``root``.
-        labels: Folder of LERF-OVS ``.json`` labels. By default ``label`` below ``root``, else ``../label/<scene>``;
-            without either, nothing is evaluated.
+        labels: Folder of labels: ``<image>.json`` of LERF-OVS and Mip-NeRF360-OVS, or ``<frame>/<class>.png`` of
+            3D-OVS. By default ``label`` or ``segmentations`` below ``root``, else ``../label/<scene>``; without any,
+            nothing is evaluated.
+        label_views: Match labels and views by ``name``, or by ``number`` as LangSplatV2 does: the number in a label's
+            name counts the views in the order of their names (from 1; 3D-OVS from 0), which goes wrong where the
+            reconstruction lost a view.
+        native_labels: Keep labels at the size of the image they were drawn on, and resize features to it; by default
+            labels are drawn at the size of the view. Mip-NeRF360-OVS is scored so.
         text: Encoder of prompts. By default the table ``text_embeddings.npz`` below ``root``.
         levels: Granularities to train on: 0 default, 1 small parts, 2 medium, 3 large (LangSplat trains on 1, 2, 3).
         negatives: Phrases against which relevancy is measured; LERF's four.
@@ -81,6 +90,10 @@ class LerfDataModule(LightningDataModule):
         allow_missing_features: Accept images without features (not trained on) and features without images (ignored).
         num_workers: Processes that prepare views; everything but the photographs is in memory, so 0 is good.
         seed: Of the order of training views.
+        views: Views that ``predict`` shows: stems or numbers, from 0 in the order of the names; by default all.
+        path: Let ``predict`` fly through those views and show what is seen on the way instead.
+        langsplat_checkpoints: LangSplatV2's ``chkpnt*.pth``, one per level, for a module with
+            ``initialisation="checkpoints"``; the first is the scene too, so that ``gaussians`` need not be given.
     """
 
     def __init__(
@@ -91,6 +104,8 @@ class LerfDataModule(LightningDataModule):
         images: str = "images",
         features: str = "language_features",
         labels: str | Path | None = None,
+        label_views: Literal["name", "number"] = "name",
+        native_labels: bool = False,
         text: TextEncoder | None = None,
         levels: Sequence[int] = (1, 2, 3),
         negatives: Sequence[str] = CANONICAL_NEGATIVES,
@@ -102,6 +117,9 @@ class LerfDataModule(LightningDataModule):
         allow_missing_features: bool = False,
         num_workers: int = 0,
         seed: int = 0,
+        views: list[str | int] | None = None,
+        path: CameraPathSettings | None = None,
+        langsplat_checkpoints: list[str] | None = None,
     ) -> None:
         super().__init__()
         # A process may have no view of a short evaluation; it waits for the others.
@@ -110,14 +128,15 @@ class LerfDataModule(LightningDataModule):
             raise ValueError(
                 f"levels is {list(levels)}; allowed: some of 0 (default), 1 (small), 2 (medium), 3 (large), none twice."
             )
-        if resolution != -1 and resolution < 1:
-            raise ValueError(f"resolution is {resolution}; allowed: -1, a divisor 1, 2, 4, 8, or a width in pixels.")
+        check_resolution(resolution)
         self.root = Path(root)
         self.gaussians_path = gaussians
         self.cameras_path = cameras
         self.images = images
         self.features = features
         self.labels = labels
+        self.label_views = label_views
+        self.native_labels = native_labels
         self.text = text
         self.levels = tuple(levels)
         self.negatives = tuple(negatives)
@@ -129,6 +148,10 @@ class LerfDataModule(LightningDataModule):
         self.allow_missing_features = allow_missing_features
         self.num_workers = num_workers
         self.seed = seed
+        self.predicted = views
+        self.path = path
+        self.langsplat_checkpoints = langsplat_checkpoints
+        self.stored_field: StoredField | None = None
         self._scene: GaussianScene | None = None
         self._stored: list[StoredView] = []
         self._embedding_of: dict[str, Tensor] = {}
@@ -147,6 +170,12 @@ class LerfDataModule(LightningDataModule):
             return
         if not self.root.is_dir():
             raise FileNotFoundError(f"{self.root} is no folder. Give a scene's folder as data.init_args.root.")
+        if self.langsplat_checkpoints is not None:
+            if self.gaussians_path is not None:
+                rank_zero_warn(
+                    "data.init_args.gaussians is left alone: langsplat_checkpoints bring their own Gaussians."
+                )
+            self.stored_field = read_langsplat_field(self.langsplat_checkpoints, self.num_levels)
         posed = read_cameras(self._cameras())
         frames = self._read_labels(posed)
         with_features = self._match_features(posed, frames)
@@ -159,7 +188,8 @@ class LerfDataModule(LightningDataModule):
         self._check_channels()
         self._check_names()
         self._encode_labels(frames)
-        scene = read_gaussians(self._gaussians())
+        predicted_views(self._stored, self.predicted, self.path)  # a wrong name is told now
+        scene = read_gaussians(self._gaussians()) if self.stored_field is None else self.stored_field.scene
         self.ceiling = self._read_ceiling(scene.num_gaussians)
         self._scene = scene
         rank_zero_info(
@@ -193,7 +223,14 @@ class LerfDataModule(LightningDataModule):
     def prompts(self) -> list[str]:
         """All labelled categories, sorted."""
         frames = [view.frame for view in self._stored if view.frame is not None]
-        return sorted({thing.category for frame in frames for thing in frame.objects})
+        return sorted({category for frame in frames for category in frame.categories})
+
+    @property
+    def known_phrases(self) -> list[str]:
+        """Phrases to offer where none is given: the labelled categories, else those of an offline table."""
+        table = self._text_encoder()
+        known = table.phrases if isinstance(table, TextEmbeddingTable) else ()
+        return self.prompts or [phrase for phrase in known if phrase not in self.negatives]
 
     @property
     def feature_dim(self) -> int:
@@ -201,6 +238,8 @@ class LerfDataModule(LightningDataModule):
         for view in self._stored:
             if view.mask_features is not None:
                 return view.mask_features.shape[1]
+        if self.stored_field is not None:
+            return self.stored_field.codebooks.shape[3]
         return self.encode_text(self.negatives).shape[1]
 
     @property
@@ -262,11 +301,14 @@ class LerfDataModule(LightningDataModule):
 
     @override
     def predict_dataloader(self) -> DataLoader:
-        """All views."""
-        return self._ordered_loader(range(len(self._stored)), self.load_images)
+        """The views of ``views``, or those on ``path``; without photographs, which pictures are not made of."""
+        stored, view_ids = predicted_views(self._stored, self.predicted, self.path)
+        return self._loader_of(LanguageViews(stored, view_ids, self._embedding_of, with_photos=False))
 
     def _ordered_loader(self, view_ids: Sequence[int], with_photos: bool) -> DataLoader:
-        dataset = self._dataset(view_ids, with_photos)
+        return self._loader_of(self._dataset(view_ids, with_photos))
+
+    def _loader_of(self, dataset: LanguageViews) -> DataLoader:
         return DataLoader(
             dataset,
             batch_size=1,
@@ -317,33 +359,13 @@ class LerfDataModule(LightningDataModule):
             self._encoder = self.text or (TextEmbeddingTable(table) if table.is_file() else None)
         return self._encoder
 
-    def _read_labels(self, posed: Mapping[str, PosedImage]) -> dict[str, LabelledFrame]:
-        if self.labels is not None:
-            folder = given_path(self.root, self.labels)
-        else:
-            usual = (self.root / "label", self.root.parent / "label" / self.root.name)
-            present = [path for path in usual if path.is_dir()]
-            if not present:
-                return {}
-            folder = present[0]
-        frames = read_lerf_labels(folder)
-        unknown = sorted(set(frames) - set(posed))
-        if unknown:
-            raise ValueError(
-                f"{folder} labels images which {self._cameras()} does not have: {_listing(unknown)}. Give the labels "
-                "of this scene, or move these files away."
-            )
-        for stem, frame in frames.items():
-            camera = posed[stem].camera
-            if not _same_aspect(camera.width, camera.height, frame.width, frame.height):
-                raise ValueError(
-                    f"{folder / stem}.json was labelled on an image of {frame.width} x {frame.height}, but the camera "
-                    f"of {posed[stem].name} is {camera.width} x {camera.height}; allowed: the same aspect. Give the "
-                    "labels of these photos."
-                )
-        return frames
+    def _read_labels(self, posed: Mapping[str, PosedImage]) -> dict[str, LabelFrame]:
+        folder = find_labels(self.root, self.labels)
+        if folder is None:
+            return {}
+        return match_labels(folder, read_labels(folder), posed, self._cameras(), self.label_views)
 
-    def _match_features(self, posed: Mapping[str, PosedImage], frames: Mapping[str, LabelledFrame]) -> set[str]:
+    def _match_features(self, posed: Mapping[str, PosedImage], frames: Mapping[str, LabelFrame]) -> set[str]:
         """Returns the stems of the views with features, after complaining of those that have no partner."""
         folder = self.root / self.features
         stems = feature_stems(folder)
@@ -358,14 +380,14 @@ class LerfDataModule(LightningDataModule):
         without = sorted(set(posed) - stems - set(frames) - set(self.held_out or ()))
         if without:
             raise ValueError(
-                f"{folder} lacks the features of {len(without)} of {len(posed)} images: {_listing(without)}. Run the "
+                f"{folder} lacks the features of {len(without)} of {len(posed)} images: {name_list(without)}. Run the "
                 "preprocessing for them, or set data.init_args.allow_missing_features=true."
             )
         unposed = sorted(stems - set(posed))
         if unposed:
             raise ValueError(
                 f"{folder} has features of {len(unposed)} images which {self._cameras()} does not have: "
-                f"{_listing(unposed)}. Perhaps COLMAP could not place them. Remove them, or set "
+                f"{name_list(unposed)}. Perhaps COLMAP could not place them. Remove them, or set "
                 "data.init_args.allow_missing_features=true."
             )
         return stems
@@ -373,41 +395,29 @@ class LerfDataModule(LightningDataModule):
     def _match_photos(self, posed: Mapping[str, PosedImage]) -> dict[str, Path]:
         if not self.load_images:
             return {}
-        folder = self.root / self.images
-        photos, missing = find_photos(folder, posed.values())
-        if missing:
-            raise FileNotFoundError(
-                f"{folder} lacks {len(missing)} of the {len(posed)} photos of {self._cameras()}: {_listing(missing)}. "
-                "Copy them there, or set data.init_args.load_images=false."
-            )
-        for stem, path in photos.items():
-            camera, (width, height) = posed[stem].camera, photo_size(path)
-            if not _same_aspect(camera.width, camera.height, width, height):
-                raise ValueError(
-                    f"{path} is {width} x {height}, but its camera is {camera.width} x {camera.height}; allowed: the "
-                    "same aspect. Give the photos the cameras were computed from."
-                )
-        return photos
+        otherwise = " Or set data.init_args.load_images=false."
+        return match_photos(self.root / self.images, posed, self._cameras(), otherwise=otherwise)
 
     def _read_view(
-        self, stem: str, image: PosedImage, has_features: bool, photo: Path | None, frame: LabelledFrame | None
+        self, stem: str, image: PosedImage, has_features: bool, photo: Path | None, frame: LabelFrame | None
     ) -> StoredView:
         camera = image.camera
-        size = _target_size(camera.width, camera.height, self.resolution)
+        size = target_size(camera.width, camera.height, self.resolution)
         if not has_features:
-            return StoredView(stem, resize_camera(camera, *size), photo, None, None, frame)
+            return StoredView(stem, resize_camera(camera, *size), photo, None, None, frame, self.native_labels)
         folder = self.root / self.features
         features, mask_ids = read_language_features(folder, stem).of_levels(self.levels)
         height, width = mask_ids.shape[1:]
         fits = (width, height) == size if self.resolution != -1 else True
-        if not fits or not _same_aspect(camera.width, camera.height, width, height):
+        if not fits or not same_aspect(camera.width, camera.height, width, height):
             raise ValueError(
                 f"{folder / stem}_s.npy is {width} x {height}, but the camera of {image.name} is {camera.width} x "
                 f"{camera.height} (resolution {self.resolution}: {size[0]} x {size[1]}); allowed: that size, or with "
                 "resolution -1 any of the same aspect. Run the preprocessing on these photos at this resolution."
             )
         ids = compact_ids(mask_ids, len(features))
-        return StoredView(stem, resize_camera(camera, width, height), photo, ids, features, frame)
+        camera = resize_camera(camera, width, height)
+        return StoredView(stem, camera, photo, ids, features, frame, self.native_labels)
 
     def _check_channels(self) -> None:
         dims = {view.name: view.mask_features.shape[1] for view in self._stored if view.mask_features is not None}
@@ -429,17 +439,16 @@ class LerfDataModule(LightningDataModule):
         ):
             unknown = [name for name in given or () if name not in names]
             if unknown:
-                close = difflib.get_close_matches(unknown[0], names, n=3) or names[:3]
                 raise ValueError(
-                    f"{argument} names views which {self.root} does not have: {_listing(unknown)}; allowed: stems of "
-                    f"its {len(names)} photos, such as {', '.join(close)}."
+                    f"{argument} names views which {self.root} does not have: {name_list(unknown)}; allowed: stems of "
+                    f"its {len(names)} photos, such as {similar_names(unknown[0], names)}."
                 )
         if isinstance(self.train_views, int) and self.train_views < 1:
             raise ValueError(f"train_views is {self.train_views}; allowed: 1 or more, names, or null for all.")
 
-    def _encode_labels(self, frames: Mapping[str, LabelledFrame]) -> None:
+    def _encode_labels(self, frames: Mapping[str, LabelFrame]) -> None:
         """Encodes prompts and negatives now, so that a missing one is told before training."""
-        categories = sorted({thing.category for frame in frames.values() for thing in frame.objects})
+        categories = sorted({category for frame in frames.values() for category in frame.categories})
         if self._text_encoder() is None and not categories:
             return
         embeddings = self.encode_text([*self.negatives, *categories])
@@ -451,7 +460,8 @@ class LerfDataModule(LightningDataModule):
 
     def _read_ceiling(self, num_gaussians: int) -> CeilingField | None:
         path = self.root / "ceiling.npz"
-        if not path.is_file() or 0 in self.levels:
+        is_about_these = self._gaussians().resolve().parent == self.root.resolve()  # not about trained ones
+        if not path.is_file() or 0 in self.levels or not is_about_these:
             return None
         with np.load(path, allow_pickle=False) as content:
             ids = torch.from_numpy(content["gaussian_part_ids"].astype(np.int64))
@@ -466,25 +476,3 @@ class LerfDataModule(LightningDataModule):
                 "the world again."
             )
         return field
-
-
-def _target_size(width: int, height: int, resolution: int) -> tuple[int, int]:
-    """LangSplat's rule: -1 limits the height to 1080; 1, 2, 4, 8 divide; anything else is the width."""
-    if resolution == -1:
-        scale = max(height / 1080, 1.0)
-    elif resolution in (1, 2, 4, 8):
-        return round(width / resolution), round(height / resolution)
-    else:
-        scale = width / resolution
-    return int(width / scale), int(height / scale)
-
-
-def _same_aspect(width: int, height: int, other_width: int, other_height: int) -> bool:
-    """Whether two sizes are of the same picture, up to the rounding of the smaller one to whole pixels."""
-    if other_width > width:
-        width, height, other_width, other_height = other_width, other_height, width, height
-    return abs(height * other_width - other_height * width) <= max(width, height)
-
-
-def _listing(names: Sequence[str], most: int = 5) -> str:
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

@@ -1,6 +1,7 @@
 """Files that are complete or absent: written under a temporary name beside their place, then renamed."""
 
 import contextlib
+import math
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -28,6 +29,22 @@ def save_array(path: str | Path, array: np.ndarray) -> None:
     """Writes a ``.npy`` file."""
     with replacing(path) as temporary, temporary.open("wb") as file:
         np.save(file, array, allow_pickle=False)
+
+
+def whole_array(path: str | Path) -> tuple[tuple[int, ...], np.dtype] | None:
+    """Returns shape and type of a ``.npy`` file whose length is what its header says; None if it is absent or damaged.
+
+    Its numbers are not read.
+    """
+    try:
+        with Path(path).open("rb") as file:
+            version = np.lib.format.read_magic(file)
+            read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+            shape, _, dtype = read(file)
+            length = file.tell() + math.prod(shape) * dtype.itemsize
+            return (shape, dtype) if file.seek(0, os.SEEK_END) == length else None
+    except (ValueError, EOFError, FileNotFoundError):
+        return None
 
 
 def load_array(path: str | Path) -> np.ndarray:

@@ -19,6 +19,16 @@ from datamodules.readers.gaussian_checks import checked_scene
 from datamodules.readers.safe_pickles import load_pickled_tensors
 from lightning_modules.functional.gaussians import GaussianScene
 
+# 3DGS's optimizer groups, in its order (which is not that of the tuple), and their learning rates.
+_GROUP_RATES = {
+    "xyz": 1.6e-4,
+    "f_dc": 2.5e-3,
+    "f_rest": 2.5e-3 / 20,
+    "opacity": 0.025,
+    "scaling": 5e-3,
+    "rotation": 1e-3,
+}
+
 
 class LangSplatCheckpoint(NamedTuple):
     """What a ``chkpnt*.pth`` tells.
@@ -86,6 +96,54 @@ def scene_of_capture(path: Path, capture: Sequence[Any]) -> GaussianScene:
     return checked_scene(path, means, log_scales, quaternions, opacity_logits, harmonics)
 
 
+def write_gaussian_checkpoint(
+    path: str | Path,
+    scene: GaussianScene,
+    iteration: int,
+    *,
+    active_sh_degree: int | None = None,
+    spatial_lr_scale: float = 1.0,
+) -> None:
+    """Writes a 3DGS checkpoint (12-tuple), from which 3DGS goes on and LangSplat and LangSplatV2 begin.
+
+    The training-only entries are what a fresh start has: zero statistics, and an Adam state without moments over 3DGS's
+    six groups at 3DGS's rates.
+
+    Args:
+        path: File to write; complete or absent.
+        scene: The Gaussians, on any device.
+        iteration: Training steps behind them.
+        active_sh_degree: Degree of the harmonics trained so far; all by default.
+        spatial_lr_scale: Extent of the cameras, metres.
+    """
+    num = scene.num_gaussians
+    degree = round(scene.spherical_harmonics.shape[1] ** 0.5) - 1
+    parts = [nn.Parameter(part) for part in _parts_of_capture(scene)]
+    names = ("xyz", "f_dc", "f_rest", "scaling", "rotation", "opacity")
+    by_name = dict(zip(names, parts, strict=True))
+    rates = _GROUP_RATES | {"xyz": _GROUP_RATES["xyz"] * spatial_lr_scale}
+    groups = [{"params": [by_name[name]], "lr": rate, "name": name} for name, rate in rates.items()]
+    optimizer = torch.optim.Adam(groups, lr=0.0, eps=1e-15)
+    capture = (
+        degree if active_sh_degree is None else active_sh_degree,
+        *parts,
+        torch.zeros(num),
+        torch.zeros(num, 1),
+        torch.zeros(num, 1),
+        optimizer.state_dict(),
+        float(spatial_lr_scale),
+    )
+    with replacing(path) as temporary:
+        torch.save((capture, int(iteration)), temporary)
+
+
+def _parts_of_capture(scene: GaussianScene) -> list[Tensor]:
+    """Returns copies of the Gaussians' parameters as entries 1 to 6 hold them."""
+    means, log_scales, quaternions, opacity_logits, harmonics = (part.detach().cpu().float().clone() for part in scene)
+    constant, rest = harmonics[:, :1].contiguous(), harmonics[:, 1:].contiguous()
+    return [means, constant, rest, log_scales, quaternions, opacity_logits[:, None]]
+
+
 def write_langsplat_checkpoint(
     path: str | Path,
     scene: GaussianScene,
@@ -106,22 +164,10 @@ def write_langsplat_checkpoint(
             f"{list(codebooks.shape)}: [{num}, {num_layers * size}]."
         )
     logits, codebooks = (nn.Parameter(part.detach().cpu().float().clone()) for part in (logits, codebooks))
-    parts = [part.detach().cpu().float().clone() for part in scene]
-    means, log_scales, quaternions, opacity_logits, harmonics = parts
     optimizer = torch.optim.Adam([{"params": [logits, codebooks], "lr": 0.0025}], lr=0.0, eps=1e-15)
     capture = (
-        round(harmonics.shape[1] ** 0.5) - 1,
-        *(
-            nn.Parameter(part, requires_grad=False)
-            for part in (
-                means,
-                harmonics[:, :1].contiguous(),
-                harmonics[:, 1:].contiguous(),
-                log_scales,
-                quaternions,
-                opacity_logits[:, None],
-            )
-        ),
+        round(scene.spherical_harmonics.shape[1] ** 0.5) - 1,
+        *(nn.Parameter(part, requires_grad=False) for part in _parts_of_capture(scene)),
         logits,
         codebooks,
         torch.zeros(num),

@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from datamodules.readers.atomic_files import load_array, save_array
+from datamodules.readers.atomic_files import load_array, save_array, whole_array
 
 NUM_GRANULARITIES = 4
 _ALLOWED_LENGTH_ERROR = 5e-3  # fp16 features, as LangSplat stores them, are off by up to 1e-3
@@ -117,6 +117,8 @@ def write_language_features(
 ) -> None:
     """Writes the two files of a photograph as LangSplat's preprocessing does (both float32).
 
+    The map goes first and comes last: where there is one, its features are those of the same run.
+
     Args:
         folder: Usually ``<root>/language_features``.
         stem: Stem of the photograph.
@@ -132,5 +134,13 @@ def write_language_features(
     offsets = np.cumsum([0, *counts[:-1]], dtype=np.int64)
     global_ids = np.where(maps < 0, -1, maps + offsets[:, None, None])
     features = np.concatenate([np.asarray(features, np.float32) for features in features_per_level])
-    save_array(Path(folder) / f"{stem}_f.npy", features)
-    save_array(Path(folder) / f"{stem}_s.npy", global_ids.astype(np.float32))
+    features_path, map_path = (Path(folder) / f"{stem}_{letter}.npy" for letter in "fs")
+    map_path.unlink(missing_ok=True)
+    save_array(features_path, features)
+    save_array(map_path, global_ids.astype(np.float32))
+
+
+def is_whole(folder: str | Path, stem: str, width: int, height: int) -> bool:
+    """Whether both files of a photograph are there, complete, and of its size; their numbers are not read."""
+    features, maps = (whole_array(Path(folder) / f"{stem}_{letter}.npy") for letter in "fs")
+    return features is not None and len(features[0]) == 2 and maps is not None and maps[0] == (4, height, width)

@@ -5,11 +5,14 @@ import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from jaxtyping import Float, UInt8
 
 from datamodules.readers.posed_images import PosedImage, by_stem
 from lightning_modules.functional.cameras import Camera
 
+_POSITION, _COLOR = ("x", "y", "z"), ("red", "green", "blue")
 _DISTORTION = ("k1", "k2", "k3", "k4", "p1", "p2")
 _PINHOLE_MODELS = ("OPENCV", "PINHOLE", "SIMPLE_PINHOLE", "PERSPECTIVE", "SIMPLE_RADIAL", "RADIAL")
 
@@ -27,17 +30,51 @@ def read_transforms(path: str | Path) -> dict[str, PosedImage]:
         ValueError: If it is not such a file, a frame lacks intrinsics or a pose, or a camera is distorted.
     """
     path = Path(path)
+    content = _read_json(path)
+    frames = content["frames"]
+    shared = {key: value for key, value in content.items() if key != "frames"}
+    return by_stem(path, [_posed_image(path, {**shared, **frame}) for frame in frames])
+
+
+def read_transforms_points(path: str | Path) -> tuple[Float[np.ndarray, "points 3"], UInt8[np.ndarray, "points 3"]]:
+    """Reads the sparse points that belong to a ``transforms.json``: positions and RGB colours.
+
+    They lie in the ``.ply`` file that it names as ``ply_file_path``; without that, none are returned.
+
+    Raises:
+        FileNotFoundError: If the named file is absent.
+        ValueError: If it is damaged or has no colours.
+    """
+    from plyfile import PlyData, PlyParseError
+
+    path = Path(path)
+    name = _read_json(path).get("ply_file_path")
+    if name is None:
+        return np.zeros((0, 3)), np.zeros((0, 3), np.uint8)
+    ply = path.parent / name
+    if not ply.is_file():
+        raise FileNotFoundError(f"{ply}, which {path} names as ply_file_path, does not exist. Copy it there.")
+    try:
+        vertices = PlyData.read(ply)["vertex"]
+        positions, colors = (np.stack([vertices[key] for key in keys], axis=1) for keys in (_POSITION, _COLOR))
+    except (PlyParseError, KeyError, ValueError) as error:
+        raise ValueError(
+            f"{ply} cannot be read as points ({error}); allowed: vertices with {', '.join(_POSITION + _COLOR)}. Run "
+            "ns-process-data again."
+        ) from error
+    return positions.astype(np.float64), colors.astype(np.uint8)
+
+
+def _read_json(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise FileNotFoundError(f"{path} is not a file. Give a transforms.json, or a COLMAP model's folder.")
     try:
         content = json.loads(path.read_text())
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is not valid JSON ({error}). It may be truncated; write it again.") from error
-    frames = content.get("frames") if isinstance(content, dict) else None
-    if not isinstance(frames, list):
+    if not isinstance(content, dict) or not isinstance(content.get("frames"), list):
         raise ValueError(f"{path} has no list 'frames', so it is no transforms.json. Run ns-process-data again.")
-    shared = {key: value for key, value in content.items() if key != "frames"}
-    return by_stem(path, [_posed_image(path, {**shared, **frame}) for frame in frames])
+    return content
 
 
 def _posed_image(path: Path, frame: dict[str, Any]) -> PosedImage:

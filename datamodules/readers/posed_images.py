@@ -1,6 +1,7 @@
 """What every camera format gives: photographs with calibrated poses, keyed by the stem of their file."""
 
-from collections.abc import Iterable
+import difflib
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -45,3 +46,13 @@ def by_stem(path: Path, images: Iterable[PosedImage]) -> dict[str, PosedImage]:
     if not keyed:
         raise ValueError(f"{path} holds no posed images. Run the reconstruction again, or give another camera file.")
     return dict(sorted(keyed.items()))
+
+
+def name_list(names: Sequence[str], most: int = 5) -> str:
+    """Returns some names for an error message, and how many more there are."""
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
+def similar_names(name: str, names: Sequence[str]) -> str:
+    """Returns up to three of ``names`` for an error message: those which ``name`` may be a slip of, else the first."""
+    return ", ".join(difflib.get_close_matches(name, names, n=3) or names[:3])

@@ -1,12 +1,18 @@
 """Where the files of a scene lie when nobody says so."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Mapping
 from pathlib import Path
 
-from datamodules.readers.colmap import read_colmap_cameras
-from datamodules.readers.nerfstudio import read_transforms
-from datamodules.readers.posed_images import IMAGE_SUFFIXES, PosedImage, image_stem
+import numpy as np
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor
+
+from datamodules.readers.colmap import read_colmap_cameras, read_colmap_points
+from datamodules.readers.nerfstudio import read_transforms, read_transforms_points
+from datamodules.readers.photos import check_photo_sizes, no_photos, photo_files
+from datamodules.readers.posed_images import PosedImage, image_stem, name_list, similar_names
 
 _GAUSSIANS = (
     "gaussians.ply",
@@ -14,6 +20,7 @@ _GAUSSIANS = (
     "point_cloud/iteration_*/point_cloud.ply",
     "chkpnt*.pth",
     "ckpts/ckpt_*.pt",
+    "exports/gaussians.ply",
     "output/point_cloud/iteration_*/point_cloud.ply",
     "output/chkpnt*.pth",
     "output/{scene}/point_cloud/iteration_*/point_cloud.ply",
@@ -31,8 +38,8 @@ def find_gaussians(folder: Path) -> Path:
     """Returns the first scene of Gaussians in the usual places of a scene's or a training's folder.
 
     Looked up in this order, the highest iteration where there are several: ``gaussians.ply``, ``point_cloud.ply``,
-    ``point_cloud/iteration_*/point_cloud.ply``, ``chkpnt*.pth``, ``ckpts/ckpt_*.pt``; then the same of 3DGS below
-    ``output`` and ``output/<scene>``.
+    ``point_cloud/iteration_*/point_cloud.ply``, ``chkpnt*.pth``, ``ckpts/ckpt_*.pt``, ``exports/gaussians.ply`` (a run
+    of this project); then those of 3DGS below ``output`` and ``output/<scene>``.
 
     Raises:
         FileNotFoundError: If there is none; lists what was looked up.
@@ -73,25 +80,48 @@ def read_cameras(path: Path) -> dict[str, PosedImage]:
     return read_transforms(path) if path.suffix == ".json" else read_colmap_cameras(path)
 
 
-def find_photos(folder: Path, images: Iterable[PosedImage]) -> tuple[dict[str, Path], list[str]]:
-    """Finds the photograph of each posed image, by its name below ``folder`` or by its stem; also the names not found.
+def read_points(path: Path) -> tuple[Float[Tensor, "points 3"], UInt8[Tensor, "points 3"]]:
+    """Reads the sparse points of a COLMAP model's folder or a ``transforms.json``, to start Gaussians from.
+
+    Returns:
+        World coordinates and RGB.
 
     Raises:
-        FileNotFoundError: If the folder is absent or empty.
+        ValueError: If there are none, or one is not finite.
     """
-    by_stem = {
-        image_stem(path.name): path for path in sorted(folder.rglob("*")) if path.suffix.lower() in IMAGE_SUFFIXES
-    }
-    if not by_stem:
-        raise FileNotFoundError(
-            f"{folder} {'holds no photos' if folder.is_dir() else 'does not exist'}; allowed: "
-            f"{', '.join(IMAGE_SUFFIXES)}. Give the folder as data.init_args.images, or train without photos "
-            "(data.init_args.load_images=false)."
+    read = read_transforms_points if path.suffix == ".json" else read_colmap_points
+    positions, colors = read(path)
+    if not len(positions):
+        raise ValueError(
+            f"{path} has no 3D points, from which Gaussians start. Run COLMAP's mapper (or point_triangulator, where "
+            "poses were known) on the photos; a transforms.json names its points as ply_file_path."
         )
+    if not np.isfinite(positions).all():
+        raise ValueError(f"{path} has points that are not finite numbers. Run the reconstruction again.")
+    return torch.from_numpy(positions.astype(np.float32)), torch.from_numpy(colors)
+
+
+def match_photos(
+    folder: Path, posed: Mapping[str, PosedImage], cameras: Path, *, otherwise: str = ""
+) -> dict[str, Path]:
+    """Finds the photograph of each posed image, by its name below ``folder`` or by its stem, and compares their sizes.
+
+    Args:
+        folder: Folder of the photographs.
+        posed: Posed images by stem.
+        cameras: Where those were read, for the messages.
+        otherwise: What a user can do other than to bring the photographs, for the messages.
+
+    Raises:
+        FileNotFoundError: If the folder is absent or empty, or a photograph is.
+        ValueError: If a photograph is damaged or not of its camera's aspect.
+    """
+    by_stem = {image_stem(path.name): path for path in photo_files(folder)}
+    if not by_stem:
+        raise FileNotFoundError(f"{no_photos(folder)}{otherwise}")
     photos: dict[str, Path] = {}
     missing = []
-    for image in images:
-        stem = image_stem(image.name)
+    for stem, image in posed.items():
         exact = folder / image.name
         if exact.is_file():
             photos[stem] = exact
@@ -99,7 +129,15 @@ def find_photos(folder: Path, images: Iterable[PosedImage]) -> tuple[dict[str, P
             photos[stem] = by_stem[stem]
         else:
             missing.append(image.name)
-    return photos, missing
+    if missing:
+        present = [path.name for path in by_stem.values()]
+        raise FileNotFoundError(
+            f"{folder} lacks {len(missing)} of the {len(posed)} photos of {cameras}: {name_list(missing)}; it holds "
+            f"{len(present)}, such as {similar_names(Path(missing[0]).name, present)}. Copy them there, or give "
+            f"their folder as data.init_args.images.{otherwise}"
+        )
+    check_photo_sizes(photos, {stem: (image.camera.width, image.camera.height) for stem, image in posed.items()})
+    return photos
 
 
 def feature_stems(folder: Path) -> set[str]:

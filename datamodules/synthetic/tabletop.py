@@ -32,7 +32,8 @@ from datamodules.synthetic.tabletop_photos import (
     take_photo,
     to_srgb,
 )
-from datamodules.synthetic.tabletop_rooms import furnish
+from datamodules.synthetic.tabletop_rooms import World, furnish
+from lightning_modules.functional.camera_paths import CameraPathSettings
 from lightning_modules.functional.cameras import Camera
 
 WORLD_VERSION = 1  # of the worlds that the same settings give; raise it with every change that alters a file
@@ -97,6 +98,11 @@ class TabletopDataModule(LerfDataModule):
         levels: As in :class:`LerfDataModule`.
         train_views: As in :class:`LerfDataModule`.
         num_workers: As in :class:`LerfDataModule`.
+        views: As in :class:`LerfDataModule`.
+        path: As in :class:`LerfDataModule`.
+        langsplat_checkpoints: As in :class:`LerfDataModule`.
+        features: As in :class:`LerfDataModule`; ``language_features`` holds the world's own masks.
+        gaussians: As in :class:`LerfDataModule`; by default the world's own.
     """
 
     def __init__(
@@ -112,6 +118,11 @@ class TabletopDataModule(LerfDataModule):
         levels: Sequence[int] = (1, 2, 3),
         train_views: int | list[str] | None = None,
         num_workers: int = 0,
+        views: list[str | int] | None = None,
+        path: CameraPathSettings | None = None,
+        langsplat_checkpoints: list[str] | None = None,
+        features: str = "language_features",
+        gaussians: str | Path | None = None,
     ) -> None:
         self.world_settings = WorldSettings(
             seed,
@@ -130,6 +141,11 @@ class TabletopDataModule(LerfDataModule):
             val_names=[names[slot / 24] for slot in VALIDATION_SLOTS],
             num_workers=num_workers,
             seed=seed,
+            views=views,
+            path=path,
+            langsplat_checkpoints=langsplat_checkpoints,
+            features=features,
+            gaussians=gaussians,
         )
 
     @override
@@ -139,37 +155,47 @@ class TabletopDataModule(LerfDataModule):
         Raises:
             ValueError: If ``root`` holds a world of other settings, or something else.
         """
-        if self._is_written():
-            return
-        temporary = self.root.with_name(f".{self.root.name}.{os.getpid()}")
-        shutil.rmtree(temporary, ignore_errors=True)
-        try:
-            write_world(temporary, self.world_settings)
-            os.replace(temporary, self.root)  # an empty folder may stand there
-        except OSError:
-            if not self._is_written():  # unless another run wrote the same world meanwhile
-                raise
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
+        write_world_once(self.root, self.world_settings)
 
-    def _is_written(self) -> bool:
-        if not self.root.exists() or (self.root.is_dir() and not any(self.root.iterdir())):
-            self.root.parent.mkdir(parents=True, exist_ok=True)
-            return False
-        file = self.root / SETTINGS_FILE
-        remedy = "Give another root, or delete that folder to have the world written anew."
-        if not file.is_file():
-            raise ValueError(f"{self.root} is no synthetic world: it holds files, but no {SETTINGS_FILE}. {remedy}")
-        try:
-            found = json.loads(file.read_text())
-        except ValueError as error:
-            raise ValueError(f"{file} cannot be read ({error}). {remedy}") from error
-        wanted = self.world_settings.as_json()
-        if found != wanted:
-            different = [key for key in {**wanted, **found} if found.get(key) != wanted.get(key)]
-            held, asked = ({key: one.get(key) for key in different} for one in (found, wanted))
-            raise ValueError(f"{self.root} holds a world with {held}, but the settings ask for {asked}. {remedy}")
-        return True
+
+def write_world_once(root: Path, settings: WorldSettings) -> None:
+    """Writes a world to ``root`` unless it is there.
+
+    Raises:
+        ValueError: If ``root`` holds a world of other settings, or something else.
+    """
+    if _is_written(root, settings):
+        return
+    temporary = root.with_name(f".{root.name}.{os.getpid()}")
+    shutil.rmtree(temporary, ignore_errors=True)
+    try:
+        write_world(temporary, settings)
+        os.replace(temporary, root)  # an empty folder may stand there
+    except OSError:
+        if not _is_written(root, settings):  # unless another run wrote the same world meanwhile
+            raise
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _is_written(root: Path, settings: WorldSettings) -> bool:
+    if not root.exists() or (root.is_dir() and not any(root.iterdir())):
+        root.parent.mkdir(parents=True, exist_ok=True)
+        return False
+    file = root / SETTINGS_FILE
+    remedy = "Give another root, or delete that folder to have the world written anew."
+    if not file.is_file():
+        raise ValueError(f"{root} is no synthetic world: it holds files, but no {SETTINGS_FILE}. {remedy}")
+    try:
+        found = json.loads(file.read_text())
+    except ValueError as error:
+        raise ValueError(f"{file} cannot be read ({error}). {remedy}") from error
+    wanted = settings.as_json()
+    if found != wanted:
+        different = [key for key in {**wanted, **found} if found.get(key) != wanted.get(key)]
+        held, asked = ({key: one.get(key) for key in different} for one in (found, wanted))
+        raise ValueError(f"{root} holds a world with {held}, but the settings ask for {asked}. {remedy}")
+    return True
 
 
 def view_names(num_train_views: int) -> dict[float, str]:
@@ -177,6 +203,17 @@ def view_names(num_train_views: int) -> dict[float, str]:
     positions = [view / num_train_views for view in range(num_train_views)]
     positions += [slot / 24 for slot in (*VALIDATION_SLOTS, *TEST_SLOTS)]
     return {position: f"frame_{number:05d}" for number, position in enumerate(sorted(positions), start=1)}
+
+
+def train_view_names(num_train_views: int) -> list[str]:
+    """Returns the stems of the views to train on."""
+    names = view_names(num_train_views)
+    return [names[view / num_train_views] for view in range(num_train_views)]
+
+
+def arrangement_of(settings: WorldSettings) -> World:
+    """Returns the furnished room of a world."""
+    return furnish(np.random.default_rng([settings.seed, _ARRANGEMENT]), settings.objects_per_group)
 
 
 def write_world(folder: Path, settings: WorldSettings) -> None:
@@ -187,7 +224,7 @@ def write_world(folder: Path, settings: WorldSettings) -> None:
 
     difficulty = DIFFICULTIES[settings.difficulty]
     width, height = settings.image_size
-    world = furnish(stream(_ARRANGEMENT), settings.objects_per_group)
+    world = arrangement_of(settings)
     embeddings = embed(world, stream(_EMBEDDINGS))
     caster = RayCaster(world)
     samples = sample_surfaces(world, caster, settings.num_gaussians, settings.floaters, stream(_SURFACES))

@@ -6,7 +6,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from datamodules.readers.language_features import read_language_features, write_language_features
+import datamodules.readers.language_features as reader
+from datamodules.readers.language_features import is_whole, read_language_features, write_language_features
 from tests.datamodules.tiny_scene import unit
 
 
@@ -106,3 +107,38 @@ def test_writing_refuses_rows_without_features(tmp_path: Path) -> None:
     features, maps = example()
     with pytest.raises(ValueError, match=r"\[2, 2, 0, 1\] features per level"):
         write_language_features(tmp_path, "a", [features[0], features[1][:2], *features[2:]], maps)
+
+
+@pytest.mark.parametrize("letter", ["f", "s"])
+def test_a_pair_is_whole_unless_a_byte_is_missing(tmp_path: Path, letter: str) -> None:
+    write_language_features(tmp_path, "a.1", *example())
+    assert is_whole(tmp_path, "a.1", width=7, height=6)
+    assert not is_whole(tmp_path, "a.1", width=6, height=7)
+    path = tmp_path / f"a.1_{letter}.npy"
+    content = path.read_bytes()
+    for damaged in (content[:0], content[:20], content[:-1], content + b"0", b"text"):
+        path.write_bytes(damaged)
+        assert not is_whole(tmp_path, "a.1", width=7, height=6)
+    path.unlink()
+    assert not is_whole(tmp_path, "a.1", width=7, height=6)
+
+
+def test_a_pair_without_any_mask_is_whole(tmp_path: Path) -> None:
+    write_language_features(tmp_path, "a", [np.zeros((0, 8), np.float32)] * 4, np.full((4, 6, 7), -1))
+    assert is_whole(tmp_path, "a", width=7, height=6)
+    assert read_language_features(tmp_path, "a").features.shape == (0, 8)
+
+
+def test_new_features_never_stand_beside_an_old_map(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_language_features(tmp_path, "a", *example(seed=0))
+    save = reader.save_array
+
+    def save_features_alone(path: Path, array: np.ndarray) -> None:
+        if path.name.endswith("_s.npy"):
+            raise KeyboardInterrupt
+        save(path, array)
+
+    monkeypatch.setattr(reader, "save_array", save_features_alone)
+    with pytest.raises(KeyboardInterrupt):
+        write_language_features(tmp_path, "a", *example(seed=1))
+    assert [path.name for path in tmp_path.iterdir()] == ["a_f.npy"]

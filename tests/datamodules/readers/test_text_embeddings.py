@@ -1,12 +1,12 @@
 import json
 import time
+import urllib.request
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from datamodules.readers import text_embeddings
 from datamodules.readers.text_embeddings import (
     OpenClipTextEncoder,
     TextEmbeddingTable,
@@ -86,7 +86,7 @@ def test_real_clip_text_is_a_narrow_cone(shared_data: Path) -> None:
 def test_open_clip_encoder_loads_a_local_file_and_equals_the_model(tiny_clip: Path) -> None:
     import open_clip
 
-    encoder = OpenClipTextEncoder("tiny-clip", str(tiny_clip))
+    encoder = OpenClipTextEncoder("tiny-clip", str(tiny_clip), cache=None)
     phrases = ["a mug", "an old camera"]
     embeddings = encoder.encode(phrases)
     assert isinstance(encoder, TextEncoder)
@@ -98,6 +98,33 @@ def test_open_clip_encoder_loads_a_local_file_and_equals_the_model(tiny_clip: Pa
         expected = model.encode_text(open_clip.get_tokenizer("tiny-clip")(phrases), normalize=True)
     torch.testing.assert_close(embeddings, expected)
     torch.testing.assert_close(encoder.encode(phrases[::-1]), embeddings.flip(0))
+
+
+def test_a_phrase_is_encoded_once_and_kept_by_model_and_weights(tiny_clip: Path, tmp_path: Path) -> None:
+    first = OpenClipTextEncoder("tiny-clip", str(tiny_clip), cache=tmp_path).encode(["a mug", "A mug "])
+    (file,) = tmp_path.iterdir()
+    again = OpenClipTextEncoder("tiny-clip", str(tiny_clip), cache=tmp_path)
+    assert torch.equal(again.encode(["A mug ", "a mug"]), first.flip(0))
+    assert again._model is None  # nothing was loaded
+    again.encode(["a pot", "a mug"])
+    assert [path.name for path in tmp_path.iterdir()] == [file.name]  # no temporary file is left
+    assert set(np.load(file)["phrases"]) == {"a mug", "A mug ", "a pot"}
+    other = tmp_path / "weights" / "other.pt"
+    other.parent.mkdir()
+    torch.save({key: 2 * value for key, value in torch.load(tiny_clip).items()}, other)
+    different = OpenClipTextEncoder("tiny-clip", str(other), cache=tmp_path).encode(["a mug"])
+    assert not torch.allclose(different, first[:1])
+    assert len(list(tmp_path.glob("tiny-clip_*.npz"))) == 2
+
+
+def test_a_damaged_cache_is_told_and_made_again(tiny_clip: Path, tmp_path: Path) -> None:
+    expected = OpenClipTextEncoder("tiny-clip", str(tiny_clip), cache=tmp_path).encode(["a mug"])
+    (file,) = tmp_path.iterdir()
+    file.write_bytes(file.read_bytes()[:50])
+    with pytest.warns(UserWarning, match="cannot be read.*encoded again"):
+        found = OpenClipTextEncoder("tiny-clip", str(tiny_clip), cache=tmp_path).encode(["a mug"])
+    assert torch.equal(found, expected)
+    assert list(np.load(file)["phrases"]) == ["a mug"]
 
 
 def test_open_clip_weights_of_another_model_are_refused(tiny_clip: Path) -> None:
@@ -132,7 +159,7 @@ def test_absent_weights_fail_in_seconds_with_the_remedy(monkeypatch: pytest.Monk
         OpenClipTextEncoder().encode(["mug"])
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setenv("HF_ENDPOINT", "https://localhost:9")  # nobody listens on the discard port
-    monkeypatch.setattr(text_embeddings.urllib.request, "getproxies", dict)
+    monkeypatch.setattr(urllib.request, "getproxies", dict)
     with pytest.raises(FileNotFoundError, match=r"localhost is out of reach.*local file"):
         OpenClipTextEncoder().encode(["mug"])
     assert time.monotonic() - started < 10
