@@ -8,26 +8,29 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Float
 from lightning.pytorch.utilities import rank_zero_info
 from PIL import Image
 from rich.progress import track
-from torch import Tensor
+from torch import Tensor, nn
 from typing_extensions import override
 
-from datamodules.crop_features import MaskEncoder, OpenClipMaskEncoder, random_open_clip
-from datamodules.language_views import read_photo
 from datamodules.lerf import LerfDataModule
 from datamodules.readers.colmap import write_colmap_model
 from datamodules.readers.gaussians import write_gaussian_ply
 from datamodules.readers.language_features import write_language_features
+from datamodules.readers.photos import read_photo
 from datamodules.readers.rgbd import RgbdFrame, read_depth, read_rgbd_frames
-from datamodules.segmentation import GraphSegmentation, MaskSource
+from lightning_modules.functional.camera_paths import CameraPathSettings
 from lightning_modules.functional.cameras import Camera, back_project, resize_camera
-from lightning_modules.functional.gaussians import GaussianScene
+from lightning_modules.functional.gaussian_initialisation import gaussians_of_points
+from lightning_modules.functional.graph_segmentation import GraphMasks
+from lightning_modules.functional.mask_sources import MaskSource
+from lightning_modules.functional.mask_tiles import mask_map, mask_tiles
+from lightning_modules.functional.open_clip_loading import image_tower, random_open_clip
+from lightning_modules.functional.tile_features import encode_tiles, tile_format
 
 SETTINGS_FILE = "rgbd_scene.json"
-_SH_CONSTANT = 0.28209479177387814  # the constant spherical harmonic, by which 3DGS divides colours
 
 
 class RgbdDataModule(LerfDataModule):
@@ -44,6 +47,8 @@ class RgbdDataModule(LerfDataModule):
         levels: Granularities to train on, some of 1 (small), 2 (medium), 3 (large).
         num_workers: As in :class:`LerfDataModule`.
         seed: Of the image tower's weights and the order of training views.
+        views: As in :class:`LerfDataModule`.
+        path: As in :class:`LerfDataModule`.
     """
 
     def __init__(
@@ -55,8 +60,10 @@ class RgbdDataModule(LerfDataModule):
         levels: Sequence[int] = (1, 2, 3),
         num_workers: int = 0,
         seed: int = 0,
+        views: list[str | int] | None = None,
+        path: CameraPathSettings | None = None,
     ) -> None:
-        super().__init__(root, levels=levels, num_workers=num_workers, seed=seed)
+        super().__init__(root, levels=levels, num_workers=num_workers, seed=seed, views=views, path=path)
         if 0 in levels:
             raise ValueError(f"levels is {list(levels)}; allowed: some of 1 (small), 2 (medium), 3 (large).")
         self.source = Path(source)
@@ -89,8 +96,8 @@ class RgbdDataModule(LerfDataModule):
         temporary = self.root.with_name(f".{self.root.name}.{os.getpid()}")
         shutil.rmtree(temporary, ignore_errors=True)
         try:
-            encoder = OpenClipMaskEncoder(random_open_clip(self.seed))
-            write_rgbd_scene(temporary, frames, held_out, self.image_size, GraphSegmentation(), encoder)
+            tower = image_tower(random_open_clip(self.seed))
+            write_rgbd_scene(temporary, frames, held_out, self.image_size, GraphMasks(), tower)
             (temporary / SETTINGS_FILE).write_text(json.dumps({"settings": settings, "held_out": held_out}))
             os.replace(temporary, self.root)  # an empty folder may stand there
         finally:
@@ -122,9 +129,10 @@ def write_rgbd_scene(
     held_out: str,
     image_size: tuple[int, int],
     masks: MaskSource,
-    encoder: MaskEncoder,
+    tower: nn.Module,
 ) -> None:
     """Writes frames as a scene: photographs, COLMAP model, features of all, Gaussians of all but ``held_out``."""
+    tile_size = tile_format(tower).size
     width, height = image_size
     (folder / "images").mkdir(parents=True)
     cameras: dict[str, Camera] = {}
@@ -139,8 +147,9 @@ def write_rgbd_scene(
         photo = read_photo(frame.photo, width, height)
         cameras[f"{frame.stem}.png"] = camera
         Image.fromarray(photo.numpy()).save(folder / "images" / f"{frame.stem}.png")
-        maps = masks.segment(photo.numpy())
-        features = [encoder.encode(photo.numpy(), level) for level in maps]
+        levels = [level.masks for level in masks(photo)[1:]]
+        features = [encode_tiles(tower, mask_tiles(photo, level, tile_size)).numpy() for level in levels]
+        maps = [mask_map(level).numpy() for level in levels]
         nothing = np.full_like(maps[0], -1)  # the default granularity, which is not trained on
         write_language_features(
             folder / "language_features", frame.stem, [features[0][:0], *features], np.stack([nothing, *maps])
@@ -171,33 +180,3 @@ def _resized_depth(
     rows = ((torch.arange(height) + 0.5) * depth.shape[0] / height).long()
     columns = ((torch.arange(width) + 0.5) * depth.shape[1] / width).long()
     return depth[rows][:, columns]
-
-
-def gaussians_of_points(
-    points: Float[Tensor, "points 3"],
-    colors: UInt8[Tensor, "points 3"],
-    spacings: Float[Tensor, " points"],
-    *,
-    opacity: float = 0.95,
-) -> GaussianScene:
-    """Makes one round Gaussian of all points in a voxel, at their mean and with their mean colour.
-
-    Args:
-        points: World coordinates, metres.
-        colors: RGB.
-        spacings: Distance of neighbouring points on a surface that faces the camera (depth / focal length), metres. The
-            voxel is as long as their median; a Gaussian's standard deviation is half of its own.
-        opacity: Of every Gaussian.
-    """
-    voxels = (points / spacings.median()).floor().long()
-    _, voxel_of, counts = voxels.unique(dim=0, return_inverse=True, return_counts=True)
-    columns = torch.cat([points, colors / 255, spacings[:, None]], dim=1).double()
-    means = columns.new_zeros(len(counts), 7).index_add_(0, voxel_of, columns) / counts[:, None]
-    num = len(counts)
-    return GaussianScene(
-        means=means[:, :3].float(),
-        log_scales=(0.5 * means[:, 6:7]).log().float().expand(num, 3).contiguous(),
-        quaternions=torch.tensor([1.0, 0, 0, 0]).repeat(num, 1),
-        opacity_logits=torch.full((num,), opacity).logit(),
-        spherical_harmonics=((means[:, 3:6] - 0.5) / _SH_CONSTANT).float()[:, None],
-    )

@@ -2,11 +2,8 @@
 
 import abc
 import difflib
-import os
-import pickle
-import socket
-import urllib.parse
-import urllib.request
+import hashlib
+import re
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,10 +12,12 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from typing_extensions import override
 
 from datamodules.readers.atomic_files import replacing
+from lightning_modules.functional.open_clip_loading import load_open_clip
 
 
 class TextEncoder(abc.ABC):
@@ -108,7 +107,7 @@ def _normal_form(phrase: str) -> str:
 
 
 class OpenClipTextEncoder(TextEncoder):
-    """OpenCLIP's text tower, loaded at the first phrase.
+    """OpenCLIP's text tower, loaded at the first phrase that was never encoded before.
 
     The defaults are those of LangSplat's preprocessing, so features made by it match.
 
@@ -116,6 +115,8 @@ class OpenClipTextEncoder(TextEncoder):
         model_name: Architecture, one of ``open_clip.list_models()``.
         pretrained: Tag of the weights (downloaded once from the Hugging Face hub), or the path of a local file.
         device: Where the tower runs; results come back on the CPU.
+        cache: Folder that keeps what was encoded, a file per model and weights (a tag, or the content of the file), so
+            that the next run need not load the tower. Null keeps nothing.
     """
 
     def __init__(
@@ -123,94 +124,64 @@ class OpenClipTextEncoder(TextEncoder):
         model_name: str = "ViT-B-16",
         pretrained: str = "laion2b_s34b_b88k",
         device: str = "cpu",
+        cache: str | Path | None = "data/text_embeddings",
     ) -> None:
         self.model_name = model_name
         self.pretrained = pretrained
         self.device = device
+        self.cache = None if cache is None else Path(cache)
         self._model: torch.nn.Module | None = None
 
     @override
     def encode(self, phrases: Sequence[str]) -> Float[Tensor, "phrases channels"]:
-        """Tokenizes and encodes phrases with the model's own tokenizer.
+        """Looks phrases up in the cache, and tokenizes and encodes the others with the model's own tokenizer.
 
         Raises:
             ValueError: If the architecture or the tag is unknown, or the file does not fit the architecture.
             FileNotFoundError: If the weights are neither a local file nor in reach.
         """
+        if self.cache is None:
+            return self._encode(phrases)
+        file = self.cache / f"{_as_file_name(self.model_name)}_{weights_identity(self.pretrained)}.npz"
+        kept = read_kept_embeddings(file)
+        missing = [phrase for phrase in dict.fromkeys(phrases) if phrase not in kept]
+        if missing:
+            kept |= zip(missing, self._encode(missing), strict=True)
+            kept = {**read_kept_embeddings(file), **kept}  # another process may have added some
+            write_text_embeddings(file, list(kept), torch.stack(list(kept.values())))
+        return torch.stack([kept[phrase] for phrase in phrases])
+
+    def _encode(self, phrases: Sequence[str]) -> Float[Tensor, "phrases channels"]:
         import open_clip
 
         if self._model is None:
             self._model = load_open_clip(self.model_name, self.pretrained, self.device)
         tokens = open_clip.get_tokenizer(self.model_name)(list(phrases)).to(self.device)
         with torch.inference_mode():
-            embeddings = self._model.encode_text(tokens)  # type: ignore[operator]
-        return F.normalize(embeddings.float(), dim=-1).cpu().clone()
+            embeddings = [self._model.encode_text(block) for block in tokens.split(256)]  # type: ignore[operator]
+        return F.normalize(torch.cat(embeddings).float(), dim=-1).cpu().clone()
 
 
-def load_open_clip(model_name: str, pretrained: str, device: str = "cpu") -> torch.nn.Module:
-    """Loads an OpenCLIP model by tag or local file, in evaluation mode; checks first what can be checked offline.
+def weights_identity(pretrained: str) -> str:
+    """Returns what tells weights from others in the name of a file: a tag, or the digest of a file's content."""
+    if not Path(pretrained).is_file():
+        return _as_file_name(pretrained)
+    with Path(pretrained).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:16]
 
-    Raises:
-        ValueError: If the architecture or the tag is unknown, or the file does not fit the architecture.
-        FileNotFoundError: If the weights are neither a local file nor in reach.
-    """
-    import open_clip
 
-    if model_name not in open_clip.list_models():
-        close = difflib.get_close_matches(model_name, open_clip.list_models(), n=3)
-        raise ValueError(f"model_name {model_name!r} is unknown to open_clip; close: {', '.join(close) or 'none'}.")
-    tags = open_clip.list_pretrained_tags_by_model(model_name)
-    is_file = Path(pretrained).is_file()
-    if not is_file and pretrained not in tags:
-        raise (FileNotFoundError if os.sep in pretrained or "." in pretrained else ValueError)(
-            f"pretrained {pretrained!r} is neither a file nor a tag of {model_name}; allowed tags: "
-            f"{', '.join(tags) or 'none'}. Give one, or the path of the downloaded weights."
-        )
-    config = {} if is_file else open_clip.get_pretrained_cfg(model_name, pretrained)
-    weights = pretrained if is_file else _weights_of_tag(model_name, pretrained, config)
+def read_kept_embeddings(path: Path) -> dict[str, Float[Tensor, " channels"]]:
+    """Returns the embeddings of a cache by phrase, each letter as it was encoded; none from an unusable file."""
+    if not path.is_file():
+        return {}
     try:
-        model = open_clip.create_model(
-            model_name, pretrained=weights, device=device, force_quick_gelu=config.get("quick_gelu", False)
-        )
-    except (RuntimeError, AssertionError, pickle.UnpicklingError, EOFError, KeyError) as error:  # all by open_clip
-        reason = " ".join(str(error).split())[:160]
-        raise ValueError(
-            f"{weights}: the weights do not fit {model_name}, or are damaged ({reason}). Give the model_name they were "
-            "trained with, or download them again."
-        ) from error
-    return model.eval()
+        with np.load(path, allow_pickle=False) as content:
+            phrases, embeddings = content["phrases"], torch.from_numpy(content["embeddings"])
+    except (KeyError, ValueError, EOFError, OSError, zipfile.BadZipFile) as error:
+        rank_zero_warn(f"{path} cannot be read ({error}); its phrases are encoded again.")
+        return {}
+    return dict(zip(map(str, phrases), embeddings, strict=True))
 
 
-def _weights_of_tag(model_name: str, tag: str, config: dict) -> str:
-    """Returns the file of a tag's weights from the hub's cache, or downloads it."""
-    import huggingface_hub
-    import open_clip
-
-    repository, file = os.path.split(config.get("hf_hub", ""))
-    for name in [file] if file else ["open_clip_model.safetensors", "open_clip_pytorch_model.bin"]:
-        cached = huggingface_hub.try_to_load_from_cache(repository, name) if repository else None
-        if isinstance(cached, str):
-            return cached
-    reason = "HF_HUB_OFFLINE is set" if huggingface_hub.constants.HF_HUB_OFFLINE else _unreachable(config)
-    if reason is None:
-        try:
-            return open_clip.download_pretrained(config)
-        except OSError as error:
-            reason = f"the download failed: {error}"
-    raise FileNotFoundError(
-        f"The weights {tag!r} of {model_name} are not on this machine ({reason}). Connect once (without "
-        "HF_HUB_OFFLINE=1), give the path of a local file as pretrained, or use a TextEmbeddingTable."
-    )
-
-
-def _unreachable(config: dict) -> str | None:
-    """Says within seconds why the weights' server is out of reach, or None (the hub's own retries take a minute)."""
-    if urllib.request.getproxies():
-        return None
-    address = os.environ.get("HF_ENDPOINT", "https://huggingface.co") if config.get("hf_hub") else config["url"]
-    host = urllib.parse.urlsplit(address)
-    try:
-        socket.create_connection((host.hostname or "", host.port or 443), timeout=3).close()
-    except OSError as error:
-        return f"{host.hostname} is out of reach: {error}"
-    return None
+def _as_file_name(name: str) -> str:
+    return re.sub(r"[^\w.-]+", "_", name)

@@ -13,7 +13,14 @@ from torch.autograd.function import once_differentiable
 
 from lightning_modules.functional.cameras import Camera
 from lightning_modules.functional.gaussians import GaussianScene
-from lightning_modules.functional.rasterization import prepare_view_by_gaussian
+from lightning_modules.functional.rasterization import (
+    MIN_BLOCK_TILES,
+    as_kernels_read,
+    blend_image,
+    image_kernels,
+    prepare_view_by_gaussian,
+    shade,
+)
 
 
 class TrainingRender(NamedTuple):
@@ -82,35 +89,20 @@ class _Render(torch.autograd.Function):
         camera: Camera,
         background: Tensor,
     ) -> tuple[Tensor, ...]:
-        from lightning_modules.functional.kernels import launch, shading
-
         device, num_gaussians = means.device, means.shape[0]
         scene = GaussianScene(
-            *(_as_kernels_read(x, device) for x in (means, log_scales, quaternions, opacity_logits, harmonics))
+            *(as_kernels_read(x, device) for x in (means, log_scales, quaternions, opacity_logits, harmonics))
         )
         view, ends, entries = prepare_view_by_gaussian(scene, camera)
         if screen_offsets is not None:
             view.projected[:, :2] += screen_offsets.index_select(0, view.gaussian_ids)
-        num_visible = view.gaussian_ids.numel()
-        # Kernels over Gaussians run in the order of the scene: harmonics are too large to be read here and there.
-        visible_rows = torch.full((num_gaussians,), -1, dtype=torch.int32, device=device)
-        visible_rows[view.gaussian_ids] = torch.arange(num_visible, dtype=torch.int32, device=device)
-        colors, radii = torch.empty(num_visible, 3, device=device), torch.empty(num_gaussians, device=device)
-        position = _as_kernels_read(camera.position, device)
-        arguments = [visible_rows, view.projected, scene.means, scene.spherical_harmonics, position, colors, radii]
-        launch.launch(shading.shade, num_gaussians, arguments, device)
-
-        rgb = torch.empty(camera.num_pixels, 3, device=device)
-        depth, alpha = torch.empty(camera.num_pixels, device=device), torch.empty(camera.num_pixels, device=device)
-        background = _as_kernels_read(background, device)
+        colors, radii, visible_rows = shade(scene, view)
+        position, background = as_kernels_read(camera.position, device), as_kernels_read(background, device)
+        rgb, depth, alpha = blend_image(view, colors, background)
         blended = [view.projected, view.tile_offsets, view.tile_rows, colors, background, rgb, depth, alpha]
-        kernels = _kernels(device)
-        if kernels.lanes == 1:  # one row of sums for each Gaussian, added to by all its tiles
+        if image_kernels(device).lanes == 1:  # one row of sums for each Gaussian, added to by all its tiles
             entries = view.gaussian_ids.index_select(0, view.tile_rows).long()
             ends = torch.arange(1, num_gaussians + 1, device=device)
-        num_threads = (view.tile_offsets.numel() - 1) * kernels.threads_per_tile
-        size = (camera.width, camera.height)
-        launch.launch(kernels.blend, num_threads, [*size, *blended], device, min_block_rows=_MIN_BLOCK_TILES)
         ctx.camera = camera
         ctx.save_for_backward(*scene, visible_rows, ends, entries, position, *blended)
         ctx.mark_non_differentiable(radii)
@@ -131,19 +123,19 @@ class _Render(torch.autograd.Function):
             torch.zeros_like(output) if grad is None else grad.contiguous()
             for grad, output in zip(grads[:3], outputs, strict=True)
         ]
-        kernels = _kernels(device)
+        kernels = image_kernels(device)
         num_rows, new = (num_gaussians, torch.zeros) if kernels.lanes == 1 else (entries.numel(), torch.empty)
         sums = new(num_rows, kernels.num_sums, device=device)
         num_threads = (tile_offsets.numel() - 1) * kernels.threads_per_tile
         arguments = [*size, *blended, *upstream, entries, sums]
-        launch.launch(kernels.blend_gradients, num_threads, arguments, device, min_block_rows=_MIN_BLOCK_TILES)
+        launch.launch(kernels.blend_gradients, num_threads, arguments, device, min_block_rows=MIN_BLOCK_TILES)
 
         grad_means, grad_log_scales, grad_quaternions, grad_harmonics = (
             torch.empty_like(x) for x in (means, log_scales, quaternions, harmonics)
         )
         grad_logits, grad_centres = means.new_empty(num_gaussians), means.new_empty(num_gaussians, 2)
         grad_colors = torch.empty_like(colors)
-        camera_from_world = _as_kernels_read(camera.camera_from_world, device)
+        camera_from_world = as_kernels_read(camera.camera_from_world, device)
         (fx, _, cx), (_, fy, cy), _ = camera.intrinsics.tolist()
         arguments = [
             visible_rows, projected, ends, sums, means, log_scales, quaternions, camera_from_world, fx, fy, cx, cy,
@@ -154,16 +146,3 @@ class _Render(torch.autograd.Function):
         launch.launch(shading.shade_gradients, num_gaussians, arguments, device)
         of_offsets = grad_centres if ctx.needs_input_grad[5] else None
         return grad_means, grad_log_scales, grad_quaternions, grad_logits, grad_harmonics, of_offsets, None, None
-
-
-_MIN_BLOCK_TILES = 8
-
-
-def _kernels(device: torch.device) -> Any:
-    from lightning_modules.functional.kernels.blending_gradients import blending_gradient_kernels
-
-    return blending_gradient_kernels(1 if device.type == "cuda" else 16)
-
-
-def _as_kernels_read(x: Tensor, device: torch.device) -> Tensor:
-    return x.detach().to(device, torch.float32).contiguous()

@@ -20,9 +20,10 @@ from torch import Tensor
 from lightning_modules.functional.cameras import Camera
 from lightning_modules.functional.gaussians import GaussianScene
 from lightning_modules.functional.sparse_codes import SparseCodes
-from lightning_modules.functional.spherical_harmonics import spherical_harmonics_colors
 
 TILE_SIZE = 16
+MIN_BLOCK_TILES = 8
+"""Tiles that a thread takes at a time, at least: below this the launch costs more than the tiles."""
 
 
 class PreparedView(NamedTuple):
@@ -206,22 +207,53 @@ def render(
     Raises:
         ValueError: If a pixel id is outside the image.
     """
+    colors, _, _ = shade(scene, view)
+    background = colors.new_zeros(3) if background is None else background.to(colors)
+    image = blend_image(view, colors, background)
+    if pixel_ids is None:
+        return image
+    _check_pixels(view.camera, pixel_ids)
+    return RenderedPixels(*(part[pixel_ids.long()] for part in image))
+
+
+def shade(
+    scene: GaussianScene, view: PreparedView
+) -> tuple[Float32[Tensor, "visible 3"], Float32[Tensor, " gaussians"], Int32[Tensor, " gaussians"]]:
+    """Evaluates the colours of the Gaussians of a view towards its camera; no gradients.
+
+    Returns:
+        Colours [V, 3]; radii [N], half the side of the square of 3 standard deviations in whole pixels, 0 = not
+        visible; rows [N] of the Gaussians in the view, -1 = not visible.
+    """
+    from lightning_modules.functional.kernels import launch, shading
+
+    device = view.projected.device
+    # The kernel runs in the order of the scene: harmonics are too large to be read here and there.
+    rows = torch.full((view.num_gaussians,), -1, dtype=torch.int32, device=device)
+    rows[view.gaussian_ids] = torch.arange(len(view.gaussian_ids), dtype=torch.int32, device=device)
+    colors = torch.empty(len(view.gaussian_ids), 3, device=device)
+    radii = torch.empty(view.num_gaussians, device=device)
+    parts = (as_kernels_read(x, device) for x in (scene.means, scene.spherical_harmonics, view.camera.position))
+    launch.launch(shading.shade, view.num_gaussians, [rows, view.projected, *parts, colors, radii], device)
+    return colors, radii, rows
+
+
+def blend_image(
+    view: PreparedView, colors: Float32[Tensor, "visible 3"], background: Float[Tensor, "3"]
+) -> RenderedPixels:
+    """Blends the colours of a view's Gaussians at all pixels, row by row; no gradients."""
     from lightning_modules.functional.kernels import launch
 
-    strips = _strips(view, pixel_ids)
-    pixels = strips.pixel_ids
-    device = pixels.device
-    ids = view.gaussian_ids.long()
-    directions = torch.nn.functional.normalize(scene.means[ids] - view.camera.position.to(scene.means), dim=-1)
-    colors = spherical_harmonics_colors(scene.spherical_harmonics[ids], directions).float()
-    background = colors.new_zeros(3) if background is None else background.to(colors)
-    rgb = torch.empty(pixels.numel(), 3, device=device)
-    depth, alpha = torch.empty(pixels.numel(), device=device), torch.empty(pixels.numel(), device=device)
+    camera, device = view.camera, view.projected.device
+    rgb = torch.empty(camera.num_pixels, 3, device=device)
+    depth, alpha = torch.empty(camera.num_pixels, device=device), torch.empty(camera.num_pixels, device=device)
+    kernels = image_kernels(device)
     arguments = [
-        strips.first_pixels, strips.rows, view.camera.width, view.projected, view.tile_offsets, view.tile_rows,
-        colors, background[None], rgb, depth, alpha,
+        camera.width, camera.height, view.projected, view.tile_offsets, view.tile_rows, colors,
+        as_kernels_read(background, device), rgb, depth, alpha,
     ]  # fmt: skip
-    launch.launch(strips.kernels.blend_colors, strips.rows.shape[0], arguments, device)
+    num_threads = (view.tile_offsets.numel() - 1) * kernels.threads_per_tile
+    launch.launch(kernels.blend, num_threads, arguments, device, min_block_rows=MIN_BLOCK_TILES)
     return RenderedPixels(rgb, depth, alpha)
 
 
@@ -382,14 +414,19 @@ def _strips(view: PreparedView, pixel_ids: Tensor | None) -> _Strips:
     width, height, device = view.camera.width, view.camera.height, view.projected.device
     if pixel_ids is None:
         return _image_strips(width, height, device)
-    if pixel_ids.numel():
-        lowest, highest = torch.stack(pixel_ids.aminmax()).tolist()
-        if lowest < 0 or highest >= width * height:
-            raise ValueError(
-                f"pixel_ids must be between 0 and {width * height - 1} ({width}x{height} pixels), got {lowest} to "
-                f"{highest}; they are y * width + x of this view's camera."
-            )
+    _check_pixels(view.camera, pixel_ids)
     return _group_pixels(pixel_ids.to(device, torch.int64).contiguous(), width)
+
+
+def _check_pixels(camera: Camera, pixel_ids: Tensor) -> None:
+    if pixel_ids.numel() == 0:
+        return
+    lowest, highest = torch.stack(pixel_ids.aminmax()).tolist()
+    if lowest < 0 or highest >= camera.num_pixels:
+        raise ValueError(
+            f"pixel_ids must be between 0 and {camera.num_pixels - 1} ({camera.width}x{camera.height} pixels), got "
+            f"{lowest} to {highest}; they are y * width + x of this view's camera."
+        )
 
 
 @lru_cache(maxsize=4)
@@ -426,6 +463,18 @@ def _group_pixels(pixel_ids: Tensor, width: int) -> _Strips:
     first_pixels = torch.empty(keys.numel(), dtype=torch.int32, device=slot.device)
     first_pixels[group] = (pixel_ids - lane)[order].int()
     return _Strips(pixel_ids, first_pixels, rows, blending_kernels(lanes))
+
+
+def image_kernels(device: torch.device) -> Any:
+    """Returns the kernels that blend whole images, for the registers of a device."""
+    from lightning_modules.functional.kernels.tile_blending import tile_blending_kernels
+
+    return tile_blending_kernels(_lanes(device))
+
+
+def as_kernels_read(x: Tensor, device: torch.device) -> Tensor:
+    """Returns a tensor as kernels take it: float32, contiguous, on a device, without gradients."""
+    return x.detach().to(device, torch.float32).contiguous()
 
 
 def _check_rows(name: str, actual: int, expected: int, of_what: str) -> None:

@@ -306,7 +306,7 @@ F3 = "frame_00003"
         (other_channels, ValueError, rf"{F3}_f\.npy has 9 channels but frame_00001_f\.npy has 8.*Run the"),
         (rename_label, ValueError, r"label labels images which .*sparse/0 does not have: frame_00077"),
         (other_label_size, ValueError, r"frame_00001\.json was labelled on an image of 32 x 48, but the camera"),
-        (empty_folder("label"), FileNotFoundError, r"label holds no \.json label files"),
+        (empty_folder("label"), FileNotFoundError, r"label holds no labels"),
         (unknown_prompt, ValueError, r"text_embeddings\.npz has no embedding of 'old camera'.*add the phrase"),
         (other_text_model, ValueError, r"encoder gives 12 channels, but .*language_features has 8.*init_args\.text"),
         (remove("text_embeddings.npz"), ValueError, r"no encoder for 'object'.*_embeddings\.npz does not exist"),

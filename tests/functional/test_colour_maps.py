@@ -1,7 +1,21 @@
+import colorsys
+
 import pytest
 import torch
 
-from lightning_modules.functional.colour_maps import contact_sheet, feature_colours, heat_picture, pca_of_atoms, turbo
+from lightning_modules.functional.colour_maps import (
+    class_colours,
+    class_picture,
+    contact_sheet,
+    depth_picture,
+    feature_colours,
+    heat_picture,
+    mask_overlay,
+    outlined,
+    overlay,
+    pca_of_atoms,
+    turbo,
+)
 
 
 def test_turbo_equals_matplotlibs():
@@ -92,3 +106,76 @@ def test_a_heat_picture_runs_from_its_own_minimum_to_its_own_maximum():
 
 def test_a_heat_picture_of_a_flat_map_is_all_cold():
     assert torch.equal(heat_picture(torch.full((2, 3), 0.5)), turbo(torch.zeros(2, 3)))
+
+
+def test_an_entry_that_a_level_does_not_use_decides_on_no_colour():
+    codebook = torch.randn(12, 6, dtype=torch.float64)
+    usage = torch.tensor([1.0] * 8 + [0.0] * 4, dtype=torch.float64)
+    colours = pca_of_atoms(codebook, usage=usage)
+    torch.testing.assert_close(colours[:8], pca_of_atoms(codebook[:8]))
+    assert not colours[8:].any()
+    twice = pca_of_atoms(torch.cat([codebook[:8], codebook[:3]]))
+    counted = pca_of_atoms(codebook[:8], usage=torch.tensor([2.0] * 3 + [1.0] * 5, dtype=torch.float64))
+    torch.testing.assert_close(twice[:8], counted)
+
+
+def test_a_features_length_does_not_change_its_colour():
+    codebook, weights = torch.randn(10, 6), torch.rand(50, 10)
+    weights = weights / weights.sum(1, keepdim=True)
+    torch.testing.assert_close(feature_colours(0.3 * weights, codebook), feature_colours(weights, codebook))
+    assert feature_colours(1e-3 * weights, codebook).max() < 0.01  # next to nothing is there
+
+
+def test_an_overlay_leaves_zero_and_covers_one_by_alpha():
+    rgb = torch.rand(2, 3, 3)
+    values = torch.tensor([[0.0, 0.5, 1.0], [0.25, 1.0, 0.0]])
+    share = 0.6 * values[..., None]
+    torch.testing.assert_close(overlay(rgb, values, 0.6), rgb * (1 - share) + turbo(values) * share)
+    assert torch.equal(overlay(rgb, values, 0.6)[0, 0], rgb[0, 0])
+
+
+def test_a_mask_is_laid_over_as_three_parts_red():
+    rgb, mask = torch.rand(2, 2, 3), torch.tensor([[True, False], [False, True]])
+    tinted = mask_overlay(rgb, mask)
+    torch.testing.assert_close(tinted[0, 0], 0.7 * rgb[0, 0] + torch.tensor([0.3, 0, 0]))
+    assert torch.equal(tinted[0, 1], rgb[0, 1])
+
+
+def test_an_outline_is_the_border_inside_the_mask_and_not_the_pictures_edge():
+    mask = torch.zeros(6, 7, dtype=torch.bool)
+    mask[1:6, 2:6] = True  # reaches the lower edge of the picture
+    drawn = outlined(torch.zeros(6, 7, 3), mask)[..., 0].bool()
+    expected = mask.clone()
+    expected[2:6, 3:5] = False
+    assert torch.equal(drawn, expected)
+
+
+def test_class_colours_are_hues_apart_and_keep_when_more_are_asked_for():
+    colours = class_colours(12)
+    assert torch.equal(class_colours(40)[:12], colours)
+    assert torch.cdist(colours, colours).add(torch.eye(12)).min() > 0.15
+    expected = [colorsys.hsv_to_rgb(0, 0.85, 0.95), colorsys.hsv_to_rgb(0.61803398875, 0.6, 0.85)]
+    torch.testing.assert_close(colours[:2], torch.tensor(expected))
+
+
+def test_a_class_picture_colours_classes_and_darkens_the_rest():
+    rgb, ids = torch.full((1, 3, 3), 0.5), torch.tensor([[0, 1, -1]])
+    colours = torch.tensor([[1.0, 0, 0], [0, 0, 1.0]])
+    picture = class_picture(rgb, ids, colours, alpha=0.6)
+    torch.testing.assert_close(picture[0, :2], 0.6 * colours + 0.2)
+    torch.testing.assert_close(picture[0, 2], torch.full((3,), 0.25))
+
+
+def test_a_depth_picture_runs_from_near_red_to_far_blue():
+    depth = torch.linspace(2, 6, 40).expand(10, 40).contiguous()
+    covered = torch.ones(10, 40, dtype=torch.bool)
+    covered[:, 20] = False
+    picture, (near, far) = depth_picture(depth, covered)
+    assert near == pytest.approx(2, abs=0.11)
+    assert far == pytest.approx(6, abs=0.11)
+    ends = turbo(torch.tensor([1.0, 0.0]))
+    torch.testing.assert_close(picture[0, [0, -1]], ends)
+    assert not picture[:, 20].any()
+    nothing, bounds = depth_picture(depth, torch.zeros_like(covered))
+    assert bounds == (0.0, 0.0)
+    assert not nothing.any()

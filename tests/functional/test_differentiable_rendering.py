@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from lightning_modules.functional import differentiable_rendering, rasterization_reference
+from lightning_modules.functional import differentiable_rendering, rasterization, rasterization_reference
 from lightning_modules.functional.cameras import Camera
 from lightning_modules.functional.differentiable_rendering import TrainingRender, render_with_gradients
 from lightning_modules.functional.gaussians import GaussianScene
@@ -221,13 +221,14 @@ class TestProperties:
     def test_threads_of_one_pixel_as_on_cuda_equal_threads_of_a_tile(
         self, monkeypatch: pytest.MonkeyPatch, restored_threads: None
     ) -> None:
-        from lightning_modules.functional.kernels.blending_gradients import blending_gradient_kernels
+        from lightning_modules.functional.kernels.tile_blending import tile_blending_kernels
 
         torch.set_num_threads(1)  # a lone lane adds to sums that on CUDA are atomic
         camera = random_camera(5)
         scene = random_scene(5, camera)
         wide, wide_gradients = loss_gradients(scene, camera)
-        monkeypatch.setattr(differentiable_rendering, "_kernels", lambda device: blending_gradient_kernels(1))
+        for module in (rasterization, differentiable_rendering):
+            monkeypatch.setattr(module, "image_kernels", lambda device: tile_blending_kernels(1))
         narrow, narrow_gradients = loss_gradients(scene, camera)
         for a, b in zip((*wide, *wide_gradients), (*narrow, *narrow_gradients), strict=True):
             torch.testing.assert_close(a, b, atol=1e-5 * float(a.detach().abs().max()) + 1e-6, rtol=1e-4)
@@ -328,12 +329,12 @@ class TestBadInput:
 def test_gradient_kernels_compile_for_cuda(tmp_path_factory: pytest.TempPathFactory) -> None:
     import warp as wp
 
-    from lightning_modules.functional.kernels import blending_gradients, projection_gradients, shading
+    from lightning_modules.functional.kernels import projection_gradients, shading, tile_blending
 
     if not wp.get_cuda_supported_archs():
         pytest.skip("this build of Warp has no CUDA compiler")
     for lanes in (1, 16):  # both, as in a process that has rendered on both devices
-        blending_gradients.blending_gradient_kernels(lanes)
-    for module in (projection_gradients, blending_gradients, shading):
+        tile_blending.tile_blending_kernels(lanes)
+    for module in (projection_gradients, shading, tile_blending):
         folder = tmp_path_factory.mktemp("kernels")
         wp.compile_aot_module(wp.get_module(module.__name__), arch=80, module_dir=str(folder))

@@ -46,6 +46,31 @@ def literal_segmentation(maps, relevancy_pool, mask_pool, threshold):
     return np.array(masks).swapaxes(0, 1), np.array(levels), np.array(peaks).T
 
 
+def literal_mask(maps, thresholds, mask_pool):
+    """One level's mask: every map stretched to -1..1, clipped, cut; the cuts united; the majority of a window."""
+    union = np.zeros(maps[0].shape, dtype=bool)
+    for image in maps:
+        stretched = image - image.min()
+        stretched = np.clip(2 * (stretched / (stretched.max() + 1e-9)) - 1, 0, 1)
+        union |= stretched > thresholds
+    return average(union.astype(float), mask_pool) > 0.5
+
+
+def literal_mean_rule(maps, companion, threshold, candidates, pools, num_levels):
+    """eval_3d_ovs.py and eval_mip_nerf360.py for one prompt: the level with the highest mean of R' in its own mask.
+
+    ``companion`` is the map of the second prompt (3D-OVS's room), or None; the scripts do not smooth it.
+    """
+    masks, scores = [], np.zeros(num_levels)
+    for level in range(num_levels):
+        smooth = 0.5 * (average(maps[level], pools[0]) + maps[level])
+        seconds = [] if companion is None else [companion[level]]
+        masks.append(literal_mask([smooth, *seconds], threshold, pools[1]))
+        if level in candidates and masks[-1].any():
+            scores[level] = (smooth * masks[-1]).sum() / masks[-1].sum()
+    return np.array(masks), max(candidates, key=lambda level: scores[level]), scores
+
+
 def literal_localization(maps, boxes, pool):
     hits, levels = [], []
     for prompt, own_boxes in enumerate(boxes):
@@ -100,6 +125,72 @@ def test_the_protocols_own_pools_equal_the_literal_protocol():
     assert levels == [1]
     assert ours.masks.any()
     assert torch.equal(ours.level_masks, torch.from_numpy(masks))
+
+
+@settings(max_examples=20, deadline=None)
+@given(seed=st.integers(0, 10**6), with_companion=st.booleans())
+def test_3d_ovs_equals_the_literal_script(seed, with_companion):
+    generator = torch.Generator().manual_seed(seed)
+    maps, companion = torch.rand(2, 3, 1, 14, 17, generator=generator, dtype=torch.float64).pow(3)
+    protocol = ProtocolSettings(5, 3, mask_threshold=0.25, level_score="mean_in_mask", competing_levels=(1, 2))
+    ours = segment(maps, protocol, companions={0: companion[:, 0]} if with_companion else None)
+    second = companion[:, 0].numpy() if with_companion else None
+    masks, level, scores = literal_mean_rule(maps[:, 0].numpy(), second, 0.25, (1, 2), (5, 3), 3)
+    assert torch.equal(ours.level_masks[:, 0], torch.from_numpy(masks))
+    assert ours.levels.item() == level
+    assert torch.equal(ours.masks[0], torch.from_numpy(masks[level]))
+    torch.testing.assert_close(ours.scores[1:, 0], torch.from_numpy(scores[1:]))
+
+
+@settings(max_examples=20, deadline=None)
+@given(seed=st.integers(0, 10**6))
+def test_mip_nerf360_ovs_equals_the_literal_script(seed):
+    maps = torch.rand(3, 2, 14, 17, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    ours = segment(maps, ProtocolSettings(5, 3, level_score="mean_in_mask"))
+    for prompt in range(2):
+        masks, level, scores = literal_mean_rule(maps[:, prompt].numpy(), None, 0.4, (0, 1, 2), (5, 3), 3)
+        assert torch.equal(ours.level_masks[:, prompt], torch.from_numpy(masks))
+        assert ours.levels[prompt].item() == level
+        torch.testing.assert_close(ours.scores[:, prompt], torch.from_numpy(scores))
+
+
+@settings(max_examples=10, deadline=None)
+@given(seed=st.integers(0, 10**6))
+def test_the_papers_smoothing_is_the_average_alone(seed):
+    maps = torch.rand(2, 1, 13, 16, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    ours = segment(maps, ProtocolSettings(5, 3, smoothing="paper"))
+    averages = np.stack([average(maps[level, 0].numpy(), 5) for level in range(2)])
+    expected = np.stack([literal_mask([image], 0.4, 3) for image in averages])
+    assert torch.equal(ours.level_masks[:, 0], torch.from_numpy(expected))
+    torch.testing.assert_close(ours.scores[:, 0], torch.from_numpy(averages.max(axis=(1, 2))))
+
+
+def test_a_level_with_an_empty_mask_is_not_chosen_although_the_scripts_would():
+    maps = torch.zeros(2, 1, 9, 9, dtype=torch.float64)
+    maps[0, 0, 4, 4] = 1.0  # a lone pixel: the majority vote takes it away
+    maps[1, 0, 2:7, 2:7] = 0.6
+    ours = segment(maps, ProtocolSettings(1, 3, level_score="mean_in_mask"))
+    assert not ours.level_masks[0].any()
+    assert ours.levels.tolist() == [1]
+    nan_of_the_scripts = torch.tensor([0.0, float(ours.scores[1])]) / torch.tensor([0.0, 1.0])
+    assert nan_of_the_scripts.argmax() == 0
+
+
+def test_where_all_masks_are_empty_a_competing_level_answers():
+    maps = torch.zeros(3, 1, 9, 9)
+    maps[:, 0, 4, 4] = torch.tensor([0.9, 0.5, 0.6])
+    ours = segment(maps, ProtocolSettings(1, 3, level_score="mean_in_mask", competing_levels=(1, 2)))
+    assert ours.levels.tolist() == [1]
+    assert not ours.masks.any()
+
+
+def test_levels_that_do_not_compete_do_not_answer():
+    maps = torch.rand(3, 2, 9, 9, generator=torch.Generator().manual_seed(0))
+    maps[0] += 1
+    assert segment(maps, ProtocolSettings(3, 3)).levels.tolist() == [0, 0]
+    assert set(segment(maps, ProtocolSettings(3, 3, competing_levels=(1, 2))).levels.tolist()) <= {1, 2}
+    with pytest.raises(ValueError, match=r"competing_levels is \[1, 3\], but there are 3 levels"):
+        segment(maps, ProtocolSettings(3, 3, competing_levels=(1, 3)))
 
 
 def test_no_prompt_gives_no_mask_and_no_point():
@@ -185,6 +276,8 @@ def test_relative_pools_are_the_protocols_share_of_the_width(width, pools):
         ({"relevancy_pool": 28}, "relevancy_pool must be odd .* got 28"),
         ({"mask_pool": 0}, "mask_pool must be odd .* got 0"),
         ({"mask_threshold": 1.0}, "mask_threshold .* got 1.0"),
+        ({"competing_levels": ()}, r"competing_levels is \[\]"),
+        ({"competing_levels": (1, 1)}, r"competing_levels is \[1, 1\]"),
     ],
 )
 def test_bad_settings_are_named(change, message):

@@ -56,6 +56,21 @@ def test_zero_start_of_a_fixed_support_is_refused():
         field("fixed").set_zeros(torch.randn(1, 2, 8, 5), torch.ones(6, dtype=torch.bool))
 
 
+def test_stored_logits_become_langsplatv2s_coefficients_of_every_level_and_layer():
+    generator = torch.Generator().manual_seed(2)
+    logits, codebooks = torch.randn(6, 6, 8, generator=generator), torch.randn(3, 2, 8, 5, generator=generator)
+    model = field("free", share_codebook=False)
+    model.set_logits(codebooks, logits)
+    soft = logits.softmax(-1)  # softmax, top-k, renormalise, layer by layer
+    kept = torch.zeros_like(soft).scatter_(2, soft.topk(3, dim=2).indices, 1) * soft
+    torch.testing.assert_close(densify_codes(model.codes()), (kept / kept.sum(2, keepdim=True)).flatten(1))
+    for level in range(3):
+        assert torch.equal(model.level_codebook(level), codebooks[level].flatten(0, 1))
+    assert model.initialised
+    with pytest.raises(ValueError, match="free"):
+        field("fixed").set_logits(codebooks, logits)
+
+
 @pytest.mark.parametrize("active", [1, 2])
 def test_only_the_layer_in_training_gets_gradients(active):
     model = field(share_codebook=False)

@@ -112,7 +112,7 @@ def reaches(g: Projected, x0: float, x1: float, y: float) -> bool:
 @lru_cache(maxsize=2)
 @typing.no_type_check
 def blending_kernels(lanes: int) -> types.SimpleNamespace:
-    """Builds ``blend_weights``, ``blend_colors`` and ``blend_codes`` for strips of ``lanes`` pixels.
+    """Builds ``blend_weights`` and ``blend_codes`` for strips of ``lanes`` pixels.
 
     All take the strips as ``strip_pixels`` [S], the flat pixel id of lane 0, and ``rows`` [S, lanes], the output row of
     each lane or -1. Their first argument is the first strip of the block.
@@ -235,56 +235,6 @@ def blending_kernels(lanes: int) -> types.SimpleNamespace:
                     counts[rows[s, i]] = int(count[i])
 
     @wp.kernel
-    def blend_colors(
-        start: int,
-        strip_pixels: wp.array(dtype=wp.int32),
-        rows: wp.array2d(dtype=wp.int32),
-        width: int,
-        projected: wp.array(dtype=Projected),
-        tile_offsets: wp.array(dtype=wp.int32),
-        tile_rows: wp.array(dtype=wp.int32),
-        colors: wp.array(dtype=wp.vec3),
-        background: wp.array(dtype=wp.vec3),
-        rgb: wp.array(dtype=wp.vec3),
-        depths: wp.array(dtype=float),
-        alphas_out: wp.array(dtype=float),
-    ):
-        s = start + wp.tid()
-        pixel = strip_pixels[s]
-        tile = tile_of(pixel, width)
-        x = float(pixel % width)
-        y = float(pixel // width)
-        live = lanes_in_use(s, rows)
-        reach = ends(live)
-        red = lane_vector()
-        green = lane_vector()
-        blue = lane_vector()
-        depth = lane_vector()
-        total = lane_vector()
-        for i in range(tile_offsets[tile], tile_offsets[tile + 1]):
-            row = tile_rows[i]
-            g = projected[row]
-            if reaches(g, x + reach[0], x + reach[1], y):
-                w, live = blend(g, x, y, live)
-                color = colors[row]
-                red += color[0] * w
-                green += color[1] * w
-                blue += color[2] * w
-                depth += g[6] * w
-                total += w
-                if not any_positive(live):
-                    break
-        for i in range(lanes):
-            p = rows[s, i]
-            if p >= 0:
-                rgb[p] = wp.vec3(red[i], green[i], blue[i]) + (1.0 - total[i]) * background[0]
-                alphas_out[p] = total[i]
-                if total[i] > 0.0:
-                    depths[p] = depth[i] / total[i]
-                else:
-                    depths[p] = 0.0
-
-    @wp.kernel
     def blend_codes(
         start: int,
         scratch: wp.array2d(dtype=float),
@@ -323,4 +273,4 @@ def blending_kernels(lanes: int) -> types.SimpleNamespace:
             if rows[s, i] >= 0:
                 alphas_out[rows[s, i]] = total[i]
 
-    return types.SimpleNamespace(blend_weights=blend_weights, blend_colors=blend_colors, blend_codes=blend_codes)
+    return types.SimpleNamespace(blend_weights=blend_weights, blend_codes=blend_codes)

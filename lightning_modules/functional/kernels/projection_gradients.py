@@ -4,7 +4,7 @@ import typing
 
 import warp as wp
 
-from lightning_modules.functional.kernels.blending_gradients import NUM_SUMS
+from lightning_modules.functional.kernels.tile_blending import NUM_SUMS
 from lightning_modules.functional.kernels.projection import Projected
 
 wp.set_module_options({"enable_backward": False})

@@ -41,11 +41,12 @@ def test_3d_ovs_labels_are_read_by_frame_and_class(tmp_path):
     assert np.array_equal(frames["00"].masks[1], square() > 0)
 
 
+@pytest.mark.parametrize("mode", ["L", "1", "P", "RGB", "RGBA"])
 @pytest.mark.parametrize("value", [1, 255])
-def test_any_value_above_zero_of_the_first_channel_is_inside(tmp_path, value):
+def test_what_is_not_black_is_inside_whatever_the_kind_of_png(tmp_path, mode, value):
     folder = write_masks(tmp_path, frames=("00",), classes=("cup",))
-    coloured = np.stack([square(value), np.full((HEIGHT, WIDTH), 9, np.uint8), square()], axis=2)
-    Image.fromarray(coloured).save(folder / "00" / "cup.png")
+    value = 255 if mode == "1" else value  # one bit knows nothing between
+    Image.fromarray(square(value)).convert(mode).save(folder / "00" / "cup.png")
     assert np.array_equal(read_ovs3d_labels(folder)["00"].masks[0], square() > 0)
 
 

@@ -270,7 +270,7 @@ _ADD_TO_ROW = """
 
 @lru_cache(maxsize=2)
 @typing.no_type_check
-def blending_gradient_kernels(lanes: int) -> types.SimpleNamespace:
+def tile_blending_kernels(lanes: int) -> types.SimpleNamespace:
     """Builds ``blend`` and ``blend_gradients`` for blocks of ``lanes`` pixels: 16 on CPU, 1 on CUDA.
 
     Their first argument is the first thread of the block, of ``threads_per_tile`` for each tile. ``blend_gradients``
