@@ -9,6 +9,7 @@ from lightning.pytorch.callbacks import BasePredictionWriter
 from lightning.pytorch.loggers import TensorBoardLogger
 from typing_extensions import override
 
+from callbacks.run_folder import run_folder
 from callbacks.writers.pictures import write_png
 from lightning_modules.gaussian_rgb import GaussianRgbModule, RenderedView
 
@@ -23,6 +24,11 @@ class RenderedViewsWriter(BasePredictionWriter):
     def __init__(self, output: str | None = None) -> None:
         super().__init__(write_interval="batch")
         self.output = output
+        self._root = Path()
+
+    @override
+    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._root = Path(self.output or run_folder(trainer) / "predictions")
 
     @override
     def write_on_batch_end(
@@ -35,8 +41,7 @@ class RenderedViewsWriter(BasePredictionWriter):
         batch_idx: int,
         dataloader_idx: int,
     ) -> None:
-        root = Path(self.output or Path(trainer.log_dir or trainer.default_root_dir) / "predictions")
-        write_png(root / "renders" / f"{prediction.name}.png", prediction.rgb)
+        write_png(self._root / "renders" / f"{prediction.name}.png", prediction.rgb)
 
 
 class TensorBoardRenders(Callback):

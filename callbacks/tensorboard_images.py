@@ -6,6 +6,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from typing_extensions import override
 
 from lightning_modules.functional.colour_maps import heat_picture
+from lightning_modules.functional.view_answers import Prompts
 from lightning_modules.language_field import LanguageFieldModule
 
 
@@ -33,10 +34,13 @@ class TensorBoardImages(Callback):
         view = trainer.strategy.batch_to_device(view, pl_module.device)
         embeddings = pl_module.negative_embeddings[:0] if view.labels is None else view.labels.embeddings
         prompts = () if view.labels is None else view.labels.prompts
-        answer = pl_module.answer(view, prompts[: self.num_prompts], embeddings[: self.num_prompts])
+        asked = Prompts(prompts[: self.num_prompts], embeddings[: self.num_prompts])
+        _, pictures, answers, *_ = pl_module.answer(view, asked)
+        assert pictures is not None  # asked for by default
         board, step = trainer.logger.experiment, trainer.global_step
-        board.add_image("view/rgb", answer.rgb, step, dataformats="HWC")
-        for level, colours in enumerate(answer.feature_colours):
+        board.add_image("view/rgb", pictures.rgb, step, dataformats="HWC")
+        for level, colours in enumerate(pictures.feature_colours):
             board.add_image(f"view/features_level_{level}", colours, step, dataformats="HWC")
-        for prompt, heat in zip(answer.prompts, answer.relevancy, strict=True):
-            board.add_image(f"relevancy/{prompt}", heat_picture(heat), step, dataformats="HWC")
+        for block in answers:
+            for prompt, relevancy in zip(block.prompts, block.relevancy, strict=True):
+                board.add_image(f"relevancy/{prompt}", heat_picture(relevancy), step, dataformats="HWC")

@@ -1,13 +1,13 @@
 """Keeps the figures of a test where other programs find them."""
 
 import json
-from pathlib import Path
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from rich.console import Console
 from rich.table import Table
 from typing_extensions import override
 
+from callbacks.run_folder import run_folder
 from datamodules.readers.atomic_files import replacing
 from lightning_modules.language_field import LanguageFieldModule
 
@@ -17,10 +17,10 @@ class TestMetricsFile(Callback):
 
     @override
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        path = run_folder(trainer) / "test_metrics.json"
         if not trainer.is_global_zero:
             return
         metrics = {name: float(value) for name, value in sorted(trainer.callback_metrics.items())}
-        path = Path(trainer.log_dir or trainer.default_root_dir) / "test_metrics.json"
         path.parent.mkdir(parents=True, exist_ok=True)
         with replacing(path) as temporary:
             temporary.write_text(json.dumps(metrics, indent=2) + "\n")
@@ -31,9 +31,11 @@ class TestMetricsFile(Callback):
 
 def print_prompts(module: LanguageFieldModule) -> None:
     """Prints how each prompt did; the means hide the prompts that fail."""
-    table = Table("prompt", "frames", "IoU", "localized", title="By prompt, worst first")
-    ious, hits = (module.evaluation.per_prompt(f"test/{name}") for name in ("miou", "localization_accuracy"))
-    for prompt, (iou, frames) in sorted(ious.items(), key=lambda item: item[1][0]):
-        table.add_row(prompt, str(frames), f"{iou:.3f}", f"{hits[prompt][0]:.2f}")
-    if ious:
+    columns = {"IoU": "miou", "localized": "localization_accuracy", "3D selection IoU": "selection_miou"}
+    figures = {title: module.evaluation.per_prompt(f"test/{name}") for title, name in columns.items()}
+    figures = {title: by_prompt for title, by_prompt in figures.items() if by_prompt}  # masks alone have no points
+    table = Table("prompt", "frames", *figures, title="By prompt, worst first")
+    for prompt, (_, frames) in sorted(figures.get("IoU", {}).items(), key=lambda item: item[1][0]):
+        table.add_row(prompt, str(frames), *(f"{by_prompt[prompt][0]:.3f}" for by_prompt in figures.values()))
+    if table.row_count:
         Console().print(table)

@@ -12,14 +12,15 @@ from rich.progress import track
 from torch import Tensor
 from typing_extensions import override
 
-from datamodules.batches import LanguageView
+from datamodules.batches import LanguageView, StoredField
+from lightning_modules.field_scoring import ALPHA_GATE, score_labels, score_photograph, score_selection
 from lightning_modules.functional.codebook import codebook_usage, residual_assign, residual_kmeans
 from lightning_modules.functional.coefficient_space import cosine_similarity_to_targets
 from lightning_modules.functional.collectives import broadcast_from_first
 from lightning_modules.functional.feature_losses import absolute_difference_to_targets
+from lightning_modules.functional.gaussian_components import SelectionSettings
 from lightning_modules.functional.gaussians import GaussianScene
-from lightning_modules.functional.image_quality import peak_signal_to_noise
-from lightning_modules.functional.language_scene import LanguageScene, language_map, level_weights, relevancy_maps
+from lightning_modules.functional.language_scene import LanguageScene
 from lightning_modules.functional.lerf_protocol import ProtocolSettings
 from lightning_modules.functional.lifting import MaskWeights, mask_weights_of_view
 from lightning_modules.functional.mask_denoising import DenoisingSettings, denoise_mask_features
@@ -30,19 +31,17 @@ from lightning_modules.functional.rasterization import (
     PreparedView,
     blending_weights,
     prepare_view,
-    render,
-    render_codes,
     splat_codes,
     splat_dense,
 )
 from lightning_modules.functional.reliability import GateSettings, gate_gaussians
+from lightning_modules.functional.selection_protocol import SelectionSilhouettes
 from lightning_modules.functional.sparse_codes import SparseCodes
 from lightning_modules.functional.sparse_coding import code_by_histogram, code_by_simplex_pursuit
-from lightning_modules.functional.view_answers import ViewAnswer, answer_view
+from lightning_modules.functional.view_answers import Prompts, ViewAnswer, answer_view
 from lightning_modules.metrics.field_evaluation import FieldEvaluation
 from lightning_modules.networks.language_field import LanguageField
-
-ALPHA_GATE = 0.5  # pixels the scene covers less than this have no language of their own; reported beside the protocol
+from lightning_modules.prompt_lists import distinct_prompts, read_prompts
 
 
 class LanguageFieldModule(LightningModule):
@@ -53,7 +52,9 @@ class LanguageFieldModule(LightningModule):
     through the codebook's Gram matrix: no 512-channel map exists.
 
     Args:
-        initialisation: ``lift`` finds codes and codebook from the masks in seconds; ``zeros`` is LangSplatV2's recipe.
+        initialisation: ``lift`` finds codes and codebook from the masks in seconds; ``zeros`` is LangSplatV2's recipe;
+            ``checkpoints`` opens the field that LangSplatV2 trained (``data.init_args.langsplat_checkpoints``), whose
+            codebooks decide ``codebook_size``, ``vq_layer_num`` and ``share_codebook``; it has no gate.
         codebook_size: Entries of a codebook layer. LangSplatV2 takes 64; 128 for all three levels together lose next to
             nothing against uncoded features where 64 do, and splatting costs the same, for it depends on ``topk``.
         vq_layer_num: Residual layers of the codebook (LangSplatV2: 1).
@@ -75,8 +76,13 @@ class LanguageFieldModule(LightningModule):
             loss still falls. LangSplatV2 uses 2.5e-3.
         straight_through: Let the gradient reach all logits through the full softmax (``zeros`` only).
         pixels_per_step: Labelled pixels sampled of a view in each step; 0 takes every pixel.
-        protocol: LERF evaluation settings.
-        queries: Prompts that ``predict`` draws; none draws the labelled prompts of each view.
+        protocol: How relevancy is turned into masks and points: LERF's way, 3D-OVS's or Mip-NeRF360-OVS's.
+        selection: How prompts select Gaussians: for ``test/selection_*``, and for the files of ``SelectionWriter``.
+        queries: Prompts that ``predict`` answers; none answers the labelled prompts of each view.
+        queries_file: A text file of more of them, one per line; a # begins a comment.
+        classes: Prompts among which ``predict`` divides each view's pixels; by default the queries, if there are two.
+        pictures: Draw pictures in ``predict``; without, the table of scores alone is made.
+        render: ``quick`` splats all levels in one pass, ``standard`` each by itself; the answers are the same.
         view_cache_mib: Memory for the projected and sorted Gaussians of views already seen.
         seed: Seed of k-means and pixel sampling.
     """
@@ -89,7 +95,7 @@ class LanguageFieldModule(LightningModule):
 
     def __init__(
         self,
-        initialisation: Literal["lift", "zeros"] = "lift",
+        initialisation: Literal["lift", "zeros", "checkpoints"] = "lift",
         codebook_size: int = 128,
         vq_layer_num: int = 1,
         topk: int = 4,
@@ -108,14 +114,19 @@ class LanguageFieldModule(LightningModule):
         straight_through: bool = False,
         pixels_per_step: int = 4096,
         protocol: ProtocolSettings = ProtocolSettings(),
+        selection: SelectionSettings = SelectionSettings(),
         queries: list[str] | None = None,
+        queries_file: str | None = None,
+        classes: list[str] | None = None,
+        pictures: bool = True,
+        render: Literal["quick", "standard"] = "quick",
         view_cache_mib: int = 2048,
         seed: int = 0,
     ) -> None:
         super().__init__()
         if not (cos_loss or l1_loss):
             raise ValueError("Neither cos_loss nor l1_loss is set, so there is nothing to train on; set one to true.")
-        if straight_through and initialisation != "zeros":
+        if straight_through and initialisation == "lift":
             raise ValueError(
                 'straight_through needs a logit for every entry: set initialisation="zeros" or leave it off.'
             )
@@ -128,7 +139,15 @@ class LanguageFieldModule(LightningModule):
         self.kmeans_batch_size = kmeans_batch_size
         self.cos_loss, self.l1_loss, self.normalize = cos_loss, l1_loss, normalize
         self.codebook_lr, self.logits_lr, self.pixels_per_step = codebook_lr, logits_lr, pixels_per_step
-        self.protocol, self.queries, self.seed = protocol, queries, seed
+        self.protocol, self.selection, self.seed = protocol, selection, seed
+        listed = read_prompts(queries_file) if queries_file else []
+        self.queries = distinct_prompts([*(queries or ()), *listed], "model.init_args.queries")
+        self.classes = distinct_prompts(classes or (), "model.init_args.classes")
+        self.pictures, self.passes = pictures, render
+        self._asked: tuple[Prompts | None, Prompts | None] = (None, None)
+        self._language: LanguageScene | None = None
+        self._companions: dict[str, Tensor] = {}
+        self._silhouettes: dict[str, SelectionSilhouettes] = {}
         self._view_cache: OrderedDict[int, PreparedView] = OrderedDict()
         self._view_cache_bytes = view_cache_mib * 2**20
 
@@ -143,20 +162,39 @@ class LanguageFieldModule(LightningModule):
             self.register_buffer(f"scene_{name}", tensor, persistent=False)
         self.register_buffer("scene_fingerprint", scene_fingerprint(data.gaussians))
         self.register_buffer("negative_embeddings", data.negative_embeddings, persistent=False)
+        stored = self._stored_field()
+        num_layers, size = (self.vq_layer_num, self.codebook_size) if stored is None else stored.codebooks.shape[1:3]
         self.field = LanguageField(
             data.gaussians.num_gaussians,
             data.num_levels,
-            num_layers=self.vq_layer_num,
-            codebook_size=self.codebook_size,
+            num_layers=num_layers,
+            codebook_size=size,
             feature_dim=data.feature_dim,
             top_k=self.topk,
             support="fixed" if self.initialisation == "lift" else "free",
-            share_codebook=self.share_codebook,
+            share_codebook=self.share_codebook and stored is None,
         )
+        if stored is not None:
+            self.field.set_logits(stored.codebooks, stored.logits)
+        self.protocol.check_levels(data.num_levels)
+        paired = [prompt for prompt in self.protocol.companions if prompt in data.prompts]
+        seconds = data.encode_text([self.protocol.companions[prompt] for prompt in paired]) if paired else ()
+        self._companions = dict(zip(paired, seconds, strict=True))
         self.evaluation = FieldEvaluation(data.prompts, self.protocol)
         self.field.logit_layers.requires_grad_(self.logits_lr > 0)
         self.field.codebook_layers.requires_grad_(self.codebook_lr > 0)
         self.register_buffer("field_step", torch.tensor(0))  # as of the checkpoint; see num_steps
+
+    def _stored_field(self) -> StoredField | None:
+        stored = self.data.stored_field
+        if (stored is not None) != (self.initialisation == "checkpoints"):
+            raise ValueError(
+                f"data.init_args.langsplat_checkpoints is {'not ' if stored is None else ''}given, but "
+                f'model.init_args.initialisation is "{self.initialisation}"; allowed: both, checkpoints and '
+                'initialisation="checkpoints", or neither. To train a new field on the Gaussians of such a file, give '
+                "it as data.init_args.gaussians."
+            )
+        return stored
 
     @property
     def data(self) -> Any:
@@ -340,20 +378,33 @@ class LanguageFieldModule(LightningModule):
         codes = self.field.codes(gated=gated)
         return LanguageScene(self.scene, codes, codebooks, self.negative_embeddings, self.field.num_layers)
 
-    def answer(
-        self, view: LanguageView, prompts: Sequence[str], embeddings: Float[Tensor, "prompts channels"]
-    ) -> ViewAnswer:
+    def answer(self, view: LanguageView, prompts: Prompts) -> ViewAnswer:
         """Returns the pictures of a view and the answer to each prompt."""
-        return answer_view(self.language_scene(), self.prepared(view), view.name, prompts, embeddings, self.protocol)
+        return answer_view(self.language_scene(), self.prepared(view), view.name, prompts, self.protocol)
+
+    def encoded(self, prompts: Sequence[str]) -> Prompts | None:
+        """Returns prompts with their embeddings on the module's device; None for none."""
+        return Prompts(tuple(prompts), self.data.encode_text(prompts).to(self.device)) if prompts else None
 
     @override
     def predict_step(self, view: LanguageView, batch_idx: int) -> ViewAnswer:
-        """Answers the prompts in one view."""
-        if self.queries:
-            return self.answer(view, self.queries, self.data.encode_text(self.queries).to(self.device))
-        if view.labels is not None:
-            return self.answer(view, view.labels.prompts, view.labels.embeddings)
-        return self.answer(view, (), self.negative_embeddings[:0])
+        """Answers the prompts in one view; a block of them at a time, when they are taken from the answer."""
+        prompts, classes = self._asked
+        if prompts is None:
+            labels = view.labels
+            prompts = Prompts((), self.negative_embeddings[:0]) if labels is None else Prompts(*labels[:2])
+        if classes is None and len(prompts.texts) > 1:
+            classes = prompts
+        return answer_view(
+            self._language or self.language_scene(),
+            self.prepared(view),
+            view.name,
+            prompts,
+            self.protocol,
+            classes=classes if self.pictures else None,
+            with_pictures=self.pictures,
+            passes=self.passes,
+        )
 
     # Evaluation
 
@@ -364,10 +415,21 @@ class LanguageFieldModule(LightningModule):
     @override
     def on_test_start(self) -> None:
         self._require_field("test")
+        self._silhouettes.clear()  # of the field as it was
+
+    @override
+    def on_test_end(self) -> None:
+        self._silhouettes.clear()
 
     @override
     def on_predict_start(self) -> None:
         self._require_field("predict")
+        self._asked = self.encoded(self.queries), self.encoded(self.classes)  # an unknown prompt is told now
+        self._language = self.language_scene()
+
+    @override
+    def on_predict_end(self) -> None:
+        self._language = None
 
     def _require_field(self, command: str) -> None:
         if not self.field.initialised and not self.trainer.sanity_checking:
@@ -378,25 +440,30 @@ class LanguageFieldModule(LightningModule):
 
     @override
     def validation_step(self, view: LanguageView, batch_idx: int) -> None:
-        self._evaluate(view, "val/{}", self.language_scene())
+        score_labels(self.evaluation, "val/{}", self.language_scene(), view, self.prepared(view), self._companions)
 
     @override
     def test_step(self, view: LanguageView, batch_idx: int) -> None:
-        language = self.language_scene()
-        self._evaluate(view, "test/{}", language)
-        self._evaluate(view, "test/{}_alpha_gated", language, alpha_gate=ALPHA_GATE)
-        self._evaluate(view, "test/{}_ungated", self.language_scene(gated=False))
+        language, prepared, companions = self.language_scene(), self.prepared(view), self._companions
+        score_labels(self.evaluation, "test/{}", language, view, prepared, companions)
+        score_labels(
+            self.evaluation, "test/{}_alpha_gated", language, view, prepared, companions, alpha_gate=ALPHA_GATE
+        )
+        ungated = self.language_scene(gated=False)
+        score_labels(self.evaluation, "test/{}_ungated", ungated, view, prepared, companions)
+        self._score_selection("test/selection_{}", language, view)
         if self.data.ceiling is not None:
-            self._evaluate(view, "test/{}_ceiling", self.ceiling_scene())
-        self._evaluate_photograph(view, language)
+            ceiling = self.ceiling_scene()
+            score_labels(self.evaluation, "test/{}_ceiling", ceiling, view, prepared, companions)
+            self._score_selection("test/selection_{}_ceiling", ceiling, view)
+        score_photograph(self.evaluation, language, view, prepared, self.seed)
 
-    def _evaluate(self, view: LanguageView, scored: str, language: LanguageScene, *, alpha_gate: float = 0.0) -> None:
+    def _score_selection(self, scored: str, language: LanguageScene, view: LanguageView) -> None:
         if view.labels is None:
             return
-        weights, alpha = render_codes(self.prepared(view), language.codes)
-        rendered = language_map(language, view.camera, weights * (alpha >= alpha_gate)[:, None], alpha)
-        maps = relevancy_maps(language, rendered, view.labels.embeddings)
-        self.evaluation.score(scored, maps, view.labels.prompts, view.labels.masks, view.labels.boxes)
+        if scored not in self._silhouettes:
+            self._silhouettes[scored] = SelectionSilhouettes(language, self.selection)
+        score_selection(self.evaluation, scored, self._silhouettes[scored], view.camera, view.labels)
 
     def ceiling_scene(self) -> LanguageScene:
         """Returns a synthetic world's Gaussians with their true features: what the geometry itself allows."""
@@ -406,28 +473,6 @@ class LanguageFieldModule(LightningModule):
         channels = (ids.clamp_min(0) + offsets).to(torch.int16)
         codes = SparseCodes(channels, (ids >= 0).float(), num_levels * table.shape[0])
         return LanguageScene(self.scene, codes, table.expand(num_levels, -1, -1), self.negative_embeddings)
-
-    def _evaluate_photograph(self, view: LanguageView, language: LanguageScene) -> None:
-        """Compares with the photograph itself: its colours, and its own features where they were held out."""
-        evaluation = self.evaluation
-        if view.image is not None:
-            rendered, photograph = render(self.scene, self.prepared(view)), view.image.flatten(0, 1) / 255
-            covered = rendered.alpha >= ALPHA_GATE
-            evaluation["test/psnr"].update(peak_signal_to_noise(rendered.rgb, photograph))
-            evaluation["test/coverage"].update(covered.float())
-            if covered.any():
-                psnr = peak_signal_to_noise(rendered.rgb[covered], photograph[covered])
-                evaluation["test/psnr_covered"].update(psnr)
-        if view.mask_ids is None or view.mask_features is None:
-            return
-        weight_map, _ = render_codes(self.prepared(view), language.codes)
-        generator = torch.Generator().manual_seed(self.seed)
-        shuffled = view.mask_features[torch.randperm(len(view.mask_features), generator=generator).to(self.device)]
-        levels = zip(level_weights(language, weight_map), language.codebooks, view.mask_ids.flatten(1), strict=True)
-        for weights, codebook, ids in levels:
-            for name, features in {"cosine": view.mask_features, "cosine_shuffled": shuffled}.items():
-                cosine = cosine_similarity_to_targets(weights, codebook, features, ids)
-                evaluation[f"test/{name}"].update(cosine[ids >= 0])
 
     @override
     def on_validation_epoch_end(self) -> None:

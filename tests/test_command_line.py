@@ -24,7 +24,7 @@ def test_the_ground_floor_loads_without_lightning():
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
 
 
-@pytest.mark.parametrize("command", ["fit", "validate", "test", "predict", "export"])
+@pytest.mark.parametrize("command", ["fit", "validate", "test", "predict", "export", "view"])
 def test_every_command_explains_itself(command, capsys):
     with pytest.raises(SystemExit) as stop:
         main([command, "--help"])

@@ -14,7 +14,7 @@ EXPERIMENTS = sorted(set(CONFIGS.rglob("*.yaml")) - set(WAYS_TO_RUN))
 @pytest.fixture
 def no_fit(monkeypatch):
     """Everything is built from the configuration, nothing is run."""
-    monkeypatch.setattr(train.ExportingTrainer, "fit", lambda self, model, **kwargs: None)
+    monkeypatch.setattr(train.LexelTrainer, "fit", lambda self, model, **kwargs: None)
 
 
 @pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda path: path.stem)

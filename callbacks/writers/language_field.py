@@ -12,6 +12,7 @@ from torch import Tensor
 from datamodules.readers.atomic_files import replacing
 from datamodules.readers.gaussians import write_gaussian_ply
 from datamodules.readers.langsplat_checkpoints import write_langsplat_checkpoint
+from lightning_modules.functional.language_scene import level_codes
 from lightning_modules.functional.sparse_codes import SparseCodes, densify_codes
 from lightning_modules.language_field import LanguageFieldModule
 
@@ -59,13 +60,6 @@ def write_language_field(module: LanguageFieldModule, folder: Path, level_names:
         write_langsplat_checkpoint(path, scene, logits, codebook.unflatten(0, (field.num_layers, -1)), step)
         paths.append(path)
     return paths
-
-
-def level_codes(codes: SparseCodes, level: int, num_levels: int) -> SparseCodes:
-    """Takes one level's coefficients out of the codes of all levels."""
-    active, channels = codes.values.shape[1] // num_levels, codes.num_channels // num_levels
-    columns = slice(level * active, (level + 1) * active)
-    return SparseCodes(codes.channel_ids[:, columns] - level * channels, codes.values[:, columns], channels)
 
 
 def langsplat_logits(

@@ -122,7 +122,8 @@ def write_gaussian_ply(path: str | Path, scene: GaussianScene, extra: dict[str, 
     Args:
         path: File to write; complete or absent.
         scene: The Gaussians, on any device.
-        extra: Further properties by name, one number per Gaussian; other readers ignore them.
+        extra: Further properties by name, one number per Gaussian, behind the standard ones; other readers ignore them.
+            Integers are written as such (32 bits).
     """
     rest = scene.spherical_harmonics[:, 1:].transpose(1, 2).flatten(1)
     dc = scene.spherical_harmonics[:, 0]
@@ -140,7 +141,8 @@ def write_gaussian_ply(path: str | Path, scene: GaussianScene, extra: dict[str, 
                 f"[{scene.num_gaussians}] values, one per Gaussian."
             )
         columns[name] = values
-    table = np.empty(scene.num_gaussians, dtype=[(name, "<f4") for name in columns])
+    types = {name: "<f4" if values.is_floating_point() else "<i4" for name, values in columns.items()}
+    table = np.empty(scene.num_gaussians, dtype=list(types.items()))
     for name, values in columns.items():
         table[name] = values.detach().cpu().numpy()
     with replacing(path) as temporary:

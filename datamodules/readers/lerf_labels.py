@@ -42,6 +42,11 @@ class LabelledFrame(NamedTuple):
     height: int
     objects: list[LabelledObject]
 
+    @property
+    def categories(self) -> tuple[str, ...]:
+        """The distinct categories, in the order of their first objects."""
+        return tuple(dict.fromkeys(thing.category for thing in self.objects))
+
 
 def read_lerf_labels(folder: str | Path) -> dict[str, LabelledFrame]:
     """Reads every ``*.json`` of a folder (``lerf_ovs/label/<scene>``), keyed by stem and sorted by it.

@@ -1,13 +1,19 @@
 """A trained field as queries need it: Gaussians with codes, codebooks, and what relevancy is measured against."""
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from lightning_modules.functional.cameras import Camera
-from lightning_modules.functional.coefficient_space import decoded_norms, gram_matrix, relevancy
+from lightning_modules.functional.cameras import Camera, resize_camera
+from lightning_modules.functional.coefficient_space import (
+    decoded_norms,
+    gram_matrix,
+    normalized_coefficients,
+    relevancy,
+)
 from lightning_modules.functional.colour_maps import feature_colours
 from lightning_modules.functional.gaussians import GaussianScene
 from lightning_modules.functional.rasterization import PreparedView, render_codes
@@ -54,10 +60,31 @@ class LanguageMap(NamedTuple):
     alpha: Float[Tensor, " pixels"]
 
 
-def render_language(language: LanguageScene, view: PreparedView) -> LanguageMap:
-    """Splats the codes of all levels in one pass."""
-    weights, alpha = render_codes(view, language.codes)
-    return language_map(language, view.camera, weights, alpha)
+def render_language(
+    language: LanguageScene, view: PreparedView, passes: Literal["quick", "standard"] = "quick"
+) -> LanguageMap:
+    """Splats the codes of a view.
+
+    Args:
+        language: The scene.
+        view: The view.
+        passes: ``quick`` splats all levels in one pass; ``standard``, as LangSplatV2's evaluation without
+            ``--quick_render``, each level by itself. Both give the same map.
+    """
+    if passes == "quick":
+        weights, alpha = render_codes(view, language.codes)
+        return language_map(language, view.camera, weights, alpha)
+    levels = range(language.num_levels)
+    rendered = [render_codes(view, level_codes(language.codes, level, language.num_levels)) for level in levels]
+    weights = torch.cat([level for level, _ in rendered], dim=1)
+    return language_map(language, view.camera, weights, rendered[0][1])
+
+
+def level_codes(codes: SparseCodes, level: int, num_levels: int) -> SparseCodes:
+    """Takes one level's coefficients out of the codes of all levels."""
+    active, channels = codes.values.shape[1] // num_levels, codes.num_channels // num_levels
+    columns = slice(level * active, (level + 1) * active)
+    return SparseCodes(codes.channel_ids[:, columns] - level * channels, codes.values[:, columns], channels)
 
 
 def language_map(
@@ -72,6 +99,25 @@ def language_map(
         for part, codebook in zip(level_weights(language, weights), language.codebooks, strict=True)
     ]
     return LanguageMap(camera, weights, torch.stack(norms), alpha)
+
+
+def resize_language_map(language: LanguageScene, view: LanguageMap, width: int, height: int) -> LanguageMap:
+    """Resizes the unit features of a view bilinearly, as LangSplatV2's ``eval_mip_nerf360.py`` does before relevancy.
+
+    Features are normalised at the size of the view and not again: between two features a pixel's is shorter than one.
+    Decoding is linear, so the coefficients of unit features are resized instead, with the same result. There is no
+    antialiasing, as in the torchvision 0.13 which the script is pinned to.
+    """
+    size = (view.camera.height, view.camera.width)
+    units = [
+        normalized_coefficients(weights, gram_matrix(codebook))
+        for weights, codebook in zip(level_weights(language, view.weights), language.codebooks, strict=True)
+    ]
+    maps = torch.cat([*units, view.alpha[:, None]], dim=1).T.unflatten(1, size)
+    resized = F.interpolate(maps[None], (height, width), mode="bilinear", align_corners=False)[0].flatten(1)
+    weights, alpha = resized[:-1].T.contiguous(), resized[-1]
+    norms = alpha.new_ones(language.num_levels, width * height)
+    return LanguageMap(resize_camera(view.camera, width, height), weights, norms, alpha)
 
 
 def level_weights(
@@ -95,6 +141,20 @@ def relevancy_maps(
 
 def feature_colour_maps(language: LanguageScene, view: LanguageMap) -> Float[Tensor, "levels height width 3"]:
     """Returns pictures of the features in which a feature has the same colour in every view."""
-    levels = zip(level_weights(language, view.weights), language.codebooks, strict=True)
-    maps = [feature_colours(weights, codebook, num_layers=language.num_layers) for weights, codebook in levels]
+    levels = zip(level_weights(language, view.weights), language.codebooks, entry_usage(language), strict=True)
+    maps = [
+        feature_colours(weights, codebook, num_layers=language.num_layers, usage=usage)
+        for weights, codebook, usage in levels
+    ]
     return torch.stack(maps).unflatten(1, (view.camera.height, view.camera.width))
+
+
+def entry_usage(language: LanguageScene) -> Float[Tensor, "levels entries"]:
+    """Returns how much each entry counts in the pictures of its level.
+
+    That is the square root of its coefficients' sum over the Gaussians: a wall, of many Gaussians, does not decide on
+    all colours, and entries which another level uses do not either.
+    """
+    codes, sums = language.codes, language.codebooks.new_zeros(language.codes.num_channels)
+    sums.scatter_add_(0, codes.channel_ids.flatten().long(), codes.values.detach().flatten().to(sums))
+    return sums.clamp_min(0).sqrt().unflatten(0, (language.num_levels, -1))

@@ -1,11 +1,11 @@
-"""How LERF-OVS is scored, as LangSplatV2's ``eval_lerf.py`` does it: from relevancy maps to masks and points.
+"""How LERF-OVS, 3D-OVS and Mip-NeRF360-OVS are scored, as LangSplatV2's scripts do it: relevancy to masks and points.
 
-Its paper's appendix smooths with the average alone; its code, followed here, with half the average and half the map.
+All three smooth, stretch, cut and smooth again; they differ in thresholds, and in how the level of a prompt is chosen.
 """
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
 import torch
@@ -18,7 +18,10 @@ PROTOCOL_WIDTH = 988  # pixels; LERF-OVS images, to which the pools of 29 and 7 
 
 @dataclass(frozen=True)
 class ProtocolSettings:
-    """Settings of the evaluation; the defaults are LERF-OVS's.
+    """Settings of the evaluation; the defaults are LERF-OVS's (``eval_lerf.py``).
+
+    3D-OVS (``eval_3d_ovs.py``) has a threshold of 0.25, the level score ``mean_in_mask``, the levels 1 and 2, and in
+    the scene room a companion; Mip-NeRF360-OVS (``eval_mip_nerf360.py``) has the level score ``mean_in_mask``.
 
     Raises:
         ValueError: If a pool is even or below one, the threshold is not in 0..1, or a name is unknown.
@@ -32,6 +35,18 @@ class ProtocolSettings:
     """Threshold on the relevancy stretched to -1..1: 0.4 is 0.7 of the way from its minimum to its maximum."""
     pool_scaling: Literal["protocol", "relative"] = "protocol"
     """``protocol`` takes the pools as they are, ``relative`` scales them by image width / 988, to odd sides from 3."""
+    smoothing: Literal["code", "paper"] = "code"
+    """Before the threshold, LangSplatV2's ``code`` takes half the map and half its average, its ``paper`` (appendix C)
+    the average alone. Points are the peaks of the average in both."""
+    level_score: Literal["peak", "mean_in_mask"] = "peak"
+    """The level that answers has the highest peak of the smoothed relevancy, or the highest mean over its own mask.
+    An empty mask scores 0; the scripts divide by zero there and then take that level, for NaN wins their maximum."""
+    competing_levels: tuple[int, ...] | None = None
+    """Levels of the field, from 0, that may answer; null for all. 3D-OVS: 1 and 2 of small, medium, large."""
+    companions: dict[str, str] = field(default_factory=dict)
+    """Prompts whose mask is united, in evaluation, with that of a second prompt before the majority vote. 3D-OVS's
+    scene room: ``wood wall`` with ``wood table``. As in the script, the second one's relevancy is not smoothed, and the
+    first one's chooses the level."""
 
     def __post_init__(self) -> None:
         for name, side in (("relevancy_pool", self.relevancy_pool), ("mask_pool", self.mask_pool)):
@@ -39,8 +54,31 @@ class ProtocolSettings:
                 raise ValueError(f"{name} must be odd and at least 1, so that it has a centre; got {side}.")
         if not 0 <= self.mask_threshold < 1:
             raise ValueError(f"mask_threshold must be from 0 to below 1, got {self.mask_threshold}.")
-        if self.pool_scaling not in ("protocol", "relative"):
-            raise ValueError(f"pool_scaling must be 'protocol' or 'relative', got {self.pool_scaling!r}.")
+        for name, allowed in (
+            ("pool_scaling", ("protocol", "relative")),
+            ("smoothing", ("code", "paper")),
+            ("level_score", ("peak", "mean_in_mask")),
+        ):
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"{name} must be {' or '.join(map(repr, allowed))}, got {getattr(self, name)!r}.")
+        levels = self.competing_levels
+        if levels is not None and (not levels or min(levels) < 0 or len(set(levels)) != len(levels)):
+            raise ValueError(
+                f"competing_levels is {list(levels)}; allowed: numbers of levels from 0, none twice, or null for all."
+            )
+
+    def check_levels(self, num_levels: int) -> None:
+        """Refuses settings that a field of a number of levels cannot follow.
+
+        Raises:
+            ValueError: If ``competing_levels`` names a level that there is not.
+        """
+        levels = self.competing_levels
+        if levels is not None and max(levels) >= num_levels:
+            raise ValueError(
+                f"competing_levels is {list(levels)}, but there are {num_levels} levels; allowed: 0 to "
+                f"{num_levels - 1}. Set model.init_args.protocol.competing_levels, or train those levels."
+            )
 
     def pools(self, width: int) -> tuple[int, int]:
         """Returns both pools in pixels for images of a width."""
@@ -59,10 +97,11 @@ class Segmentation(NamedTuple):
 
     Attributes:
         masks: [Q, H, W] masks at the chosen level.
-        levels: [Q] chosen level: the one whose smoothed relevancy peaks highest.
-        scores: [L, Q] those peaks.
+        levels: [Q] chosen level: the competing one with the highest score.
+        scores: [L, Q] peak of the smoothed relevancy, or its mean over the mask.
         level_masks: [L, Q, H, W] masks of every level.
         relevancy: [Q, H, W] smoothed relevancy at the chosen level.
+        level_relevancy: [L, Q, H, W] smoothed relevancy of every level.
     """
 
     masks: Bool[Tensor, "prompts height width"]
@@ -70,6 +109,7 @@ class Segmentation(NamedTuple):
     scores: Float[Tensor, "levels prompts"]
     level_masks: Bool[Tensor, "levels prompts height width"]
     relevancy: Float[Tensor, "prompts height width"]
+    level_relevancy: Float[Tensor, "levels prompts height width"]
 
 
 class Localization(NamedTuple):
@@ -117,31 +157,56 @@ def majority(masks: Bool[Tensor, "*batch height width"], side: int) -> Bool[Tens
     return 2 * box_sum(counts, side) > box_sum(counts.new_ones(counts.shape[-2:]), side)
 
 
-def segment(maps: Float[Tensor, "levels prompts height width"], settings: ProtocolSettings) -> Segmentation:
+def segment(
+    maps: Float[Tensor, "levels prompts height width"],
+    settings: ProtocolSettings,
+    *,
+    companions: Mapping[int, Float[Tensor, "levels height width"]] | None = None,
+) -> Segmentation:
     """Turns relevancy maps into a mask per prompt.
 
     Args:
         maps: Relevancy of each level and prompt.
-        settings: Pools and threshold.
+        settings: Pools, threshold and choice of level.
+        companions: Relevancy maps of the second prompt, by the number of the prompt whose mask is united with its.
 
     Raises:
-        ValueError: If a map holds NaN.
+        ValueError: If a map holds NaN, or ``competing_levels`` names a level that there is not.
     """
     relevancy_pool, mask_pool = settings.pools(maps.shape[-1])
+    settings.check_levels(maps.shape[0])
+    competing = settings.competing_levels or tuple(range(maps.shape[0]))
     smoothed = torch.empty_like(maps)
     level_masks = torch.empty_like(maps, dtype=torch.bool)
     for prompt in range(maps.shape[1]):  # one prompt at a time: temporaries stay in the cache
         own = maps[:, prompt]
-        smooth = 0.5 * (box_average(own, relevancy_pool) + own)
-        above = smooth - smooth.amin(dim=(1, 2), keepdim=True)
-        stretched = (2 * (above / (above.amax(dim=(1, 2), keepdim=True) + 1e-9)) - 1).clamp(0, 1)
-        level_masks[:, prompt] = majority(stretched > settings.mask_threshold, mask_pool)
+        smooth = box_average(own, relevancy_pool)
+        smooth = 0.5 * (smooth + own) if settings.smoothing == "code" else smooth
+        above = _above_threshold(smooth, settings)
+        if companions and prompt in companions:
+            above |= _above_threshold(companions[prompt], settings)
+        level_masks[:, prompt] = majority(above, mask_pool)
         smoothed[:, prompt] = smooth
-    scores = smoothed.amax(dim=(2, 3))
-    _check_peaks(scores)
-    levels = scores.argmax(dim=0)
+    peaks = smoothed.amax(dim=(2, 3))
+    _check_peaks(peaks)
+    scores = peaks if settings.level_score == "peak" else _means_in_masks(smoothed, level_masks)
+    levels = torch.tensor(competing, device=maps.device)[scores[list(competing)].argmax(dim=0)]
     prompts = torch.arange(maps.shape[1], device=maps.device)
-    return Segmentation(level_masks[levels, prompts], levels, scores, level_masks, smoothed[levels, prompts])
+    chosen = level_masks[levels, prompts], levels, scores, level_masks, smoothed[levels, prompts], smoothed
+    return Segmentation(*chosen)
+
+
+def _above_threshold(maps: Tensor, settings: ProtocolSettings) -> Tensor:
+    """Stretches each level's map to -1..1 and cuts it."""
+    above = maps - maps.amin(dim=(1, 2), keepdim=True)
+    stretched = (2 * (above / (above.amax(dim=(1, 2), keepdim=True) + 1e-9)) - 1).clamp(0, 1)
+    return stretched > settings.mask_threshold
+
+
+def _means_in_masks(maps: Tensor, masks: Tensor) -> Tensor:
+    """Returns the mean of each map over its mask, 0 where the mask is empty."""
+    sums = torch.stack([(level * mask).sum(dim=(1, 2)) for level, mask in zip(maps, masks, strict=True)])
+    return sums / masks.sum(dim=(2, 3)).clamp_min(1)
 
 
 def localize(

@@ -1,14 +1,19 @@
 """All figures of a language field, by the names they are logged under."""
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torchmetrics import MeanMetric, Metric
 
 from lightning_modules.functional.lerf_protocol import ProtocolSettings, best_level_masks, localize, segment
-from lightning_modules.metrics.open_vocabulary import LocalizationAccuracy, MeanOverPrompts, OpenVocabularyIoU
+from lightning_modules.metrics.open_vocabulary import (
+    LocalizationAccuracy,
+    MeanOverPrompts,
+    OpenVocabularyIoU,
+    OverlapAccuracy,
+)
 
 
 class FieldEvaluation(nn.Module):
@@ -27,6 +32,10 @@ class FieldEvaluation(nn.Module):
             metrics[scored.format("miou")] = OpenVocabularyIoU(prompts)
             metrics[scored.format("miou_best_level")] = OpenVocabularyIoU(prompts)
             metrics[scored.format(localization_name(scored))] = LocalizationAccuracy(prompts)
+        for selected in ("test/selection_{}", "test/selection_{}_ceiling"):
+            metrics[selected.format("miou")] = OpenVocabularyIoU(prompts)
+            metrics[selected.format("acc_25")] = OverlapAccuracy(0.25, prompts)
+            metrics[selected.format("acc_50")] = OverlapAccuracy(0.5, prompts)
         for name in ("psnr", "psnr_covered", "coverage", "cosine", "cosine_shuffled"):
             metrics[f"test/{name}"] = MeanMetric()
         self.metrics = nn.ModuleDict(metrics)
@@ -38,6 +47,7 @@ class FieldEvaluation(nn.Module):
         prompts: Sequence[str],
         masks: Bool[Tensor, "prompts height width"],
         boxes: Sequence[Float[Tensor, "_ 4"]],
+        companions: Mapping[int, Float[Tensor, "levels height width"]] | None = None,
     ) -> None:
         """Adds one view.
 
@@ -46,14 +56,34 @@ class FieldEvaluation(nn.Module):
             maps: Relevancy of each level and prompt.
             prompts: The labelled prompts.
             masks: Their labels.
-            boxes: Their boxes, x1 y1 x2 y2 in pixels.
+            boxes: Their boxes, x1 y1 x2 y2 in pixels; none where the labels have no boxes, and points are not scored.
+            companions: Relevancy of the protocol's second prompts, by number of the first one.
         """
-        segmentation = segment(maps, self.protocol)
+        segmentation = segment(maps, self.protocol, companions=companions)
         best = best_level_masks(segmentation.level_masks, masks)
-        hits = localize(maps, boxes, self.protocol).hits
         self[scored.format("miou")].update(segmentation.masks, masks, prompts)
         self[scored.format("miou_best_level")].update(best, masks, prompts)
-        self[scored.format(localization_name(scored))].update(hits, prompts)
+        if boxes:
+            hits = localize(maps, boxes, self.protocol).hits
+            self[scored.format(localization_name(scored))].update(hits, prompts)
+
+    def score_selection(
+        self,
+        scored: str,
+        masks: Bool[Tensor, "prompts height width"],
+        targets: Bool[Tensor, "prompts height width"],
+        prompts: Sequence[str],
+    ) -> None:
+        """Adds the silhouettes of 3D selections in one view.
+
+        Args:
+            scored: Name of the figures with ``{}`` for the metric: ``test/selection_{}``.
+            masks: The silhouettes.
+            targets: The labels.
+            prompts: The labelled prompts.
+        """
+        for name in ("miou", "acc_25", "acc_50"):
+            self[scored.format(name)].update(masks, targets, prompts)
 
     def __getitem__(self, name: str) -> Metric:
         metric = self.metrics[name]

@@ -84,3 +84,26 @@ class LocalizationAccuracy(MeanOverPrompts):
     def update(self, hits: Bool[Tensor, " prompts"], prompts: Sequence[str] = ()) -> None:
         """Adds one frame."""
         self.add(hits.float(), prompts)
+
+
+class OverlapAccuracy(MeanOverPrompts):
+    """Share of prompts whose mask overlaps its label by more than a threshold: Acc@0.25 and Acc@0.5 of OpenGaussian.
+
+    Args:
+        threshold: The intersection over union that must be exceeded.
+        prompts: The prompts that may occur, for the table.
+    """
+
+    def __init__(self, threshold: float, prompts: Sequence[str] = ()) -> None:
+        super().__init__(prompts)
+        self.threshold = threshold
+
+    @override
+    def update(
+        self,
+        masks: Bool[Tensor, "prompts height width"],
+        targets: Bool[Tensor, "prompts height width"],
+        prompts: Sequence[str] = (),
+    ) -> None:
+        """Adds one frame."""
+        self.add((intersection_over_union(masks, targets) > self.threshold).float(), prompts)

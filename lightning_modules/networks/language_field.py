@@ -168,6 +168,24 @@ class LanguageField(nn.Module):
         self.covered.fill_(True)
         self._set_common(codebooks, reliable)
 
+    @torch.no_grad()
+    def set_logits(
+        self,
+        codebooks: Float[Tensor, "codebooks layers size channels"],
+        logits: Float[Tensor, "gaussians groups size"],
+    ) -> None:
+        """Starts the field from logits of every entry, such as LangSplatV2 trained; every Gaussian has language then.
+
+        Raises:
+            ValueError: If the field keeps ``top_k`` entries alone.
+        """
+        if self.support == "fixed":
+            raise ValueError('A field of fixed entries has no place for logits of all entries; set support="free".')
+        for layer, stored in enumerate(self.logit_layers):
+            stored.copy_(logits.unflatten(1, (self.num_levels, self.num_layers))[:, :, layer])
+        self.covered.fill_(True)
+        self._set_common(codebooks, torch.ones_like(self.reliable))
+
     def _set_common(self, codebooks: Tensor, reliable: Tensor) -> None:
         for layer, entries in enumerate(self.codebook_layers):
             entries.copy_(codebooks[:, layer].expand_as(entries))

@@ -1,6 +1,7 @@
 import torch
 
-from callbacks.writers.language_field import langsplat_logits, level_codes
+from callbacks.writers.language_field import langsplat_logits
+from lightning_modules.functional.language_scene import level_codes
 from lightning_modules.functional.sparse_codes import SparseCodes, densify_codes
 
 

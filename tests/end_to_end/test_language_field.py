@@ -6,11 +6,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from PIL import Image
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch.optim import Optimizer
@@ -117,18 +115,6 @@ def test_a_checkpoint_of_another_scene_is_refused(lexel, world, tmp_path):
     lexel("fit", "--trainer.max_steps=2")
     with pytest.raises(ValueError, match="other Gaussians"):
         lexel("test", "--ckpt_path=last", "--data.init_args.seed=7", f"--data.init_args.root={tmp_path / 'other'}")
-
-
-def test_pictures_of_prompts_are_written(lexel, tmp_path):
-    lexel("fit", "--trainer.max_steps=2")
-    lexel("predict", "--ckpt_path=last")
-    predictions = tmp_path / "language_field_demo" / "predictions"
-    views = sorted(path.name for path in (predictions / "views").iterdir())
-    assert len(views) == 12
-    for picture in predictions.rglob("*.png"):
-        assert np.asarray(Image.open(picture)).shape == (72, 96, 3)
-    assert len(list(predictions.glob("*/*/heatmap.png"))) > 6
-    assert np.asarray(Image.open(predictions / "views" / views[0] / "rgb.png")).std() > 10
 
 
 def test_an_export_gives_back_the_field(lexel, tmp_path):

@@ -26,7 +26,9 @@ def test_the_middle_of_the_scale_is_the_mean_of_its_kind(scale, middle):
 def test_scaling_can_be_undone(scale, depth):
     depth_range = DepthRange(0.3, 9, scale)
     metres = torch.tensor(depth)
-    torch.testing.assert_close(depth_of_scaled(scale_depth(metres, depth_range), depth_range), metres, rtol=1e-4, atol=0)
+    torch.testing.assert_close(
+        depth_of_scaled(scale_depth(metres, depth_range), depth_range), metres, rtol=1e-4, atol=0
+    )
 
 
 @pytest.mark.parametrize("scale", SCALES)

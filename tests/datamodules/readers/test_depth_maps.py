@@ -144,5 +144,7 @@ def test_depth_that_is_none_is_named_with_its_pixel(tmp_path, bad):
     values[1, 0] = bad
     np.save(tmp_path / "a.npy", values)
     (file,) = find_depth_maps(tmp_path)
-    with pytest.raises(ValueError, match=r"a\.npy: map a holds .*row 1, column 0; 1 such pixels.*Set those pixels to 0"):
+    with pytest.raises(
+        ValueError, match=r"a\.npy: map a holds .*row 1, column 0; 1 such pixels.*Set those pixels to 0"
+    ):
         read_depth_map(file)
