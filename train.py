@@ -49,10 +49,10 @@ class LexelTrainer(Trainer):
         Args:
             model: The model to fill from the checkpoint.
             datamodule: The data of the experiment, for what the files need of it (the scene, say).
-            ckpt_path: The checkpoint: a path, ``last`` or ``best``. A semantic encoder is taken out of any checkpoint of
-                its family, of other programs too.
-            output: Folder to write to; ``exports`` in the folder of the run unless given. A semantic encoder may go to a
-                file, ``.pth``, ``.safetensors`` or ``.onnx``.
+            ckpt_path: The checkpoint: a path, ``last`` or ``best``. A semantic encoder is taken out of any checkpoint
+                of its family, of other programs too.
+            output: Folder to write to; ``exports`` in the folder of the run unless given. A semantic encoder may go to
+                a file, ``.pth``, ``.safetensors`` or ``.onnx``.
             verify: Load the written encoder afresh and compare its embeddings with the autoencoder's own.
             partial: Export a semantic encoder although weights of it are missing or unexpected.
         """

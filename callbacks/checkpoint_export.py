@@ -41,9 +41,10 @@ class CheckpointExport(Callback):
     """Exports the model when training ends, and whenever ``train.py export`` asks.
 
     A language field becomes ``language_field.safetensors``, ``gaussians.ply`` and one LangSplatV2 checkpoint per level;
-    Gaussians trained on photographs ``gaussians.ply`` and a 3DGS ``chkpnt{step}.pth``; the encoder of a depth autoencoder
-    ``encoder_weights.pth``, a folder for ``SemanticEncoder.from_pretrained``, and ``semantic_encoder.onnx``. They are
-    written after the last checkpoint, by the first process alone; a crash while writing loses no checkpoint.
+    Gaussians trained on photographs ``gaussians.ply`` and a 3DGS ``chkpnt{step}.pth``; the encoder of a depth
+    autoencoder ``encoder_weights.pth``, a folder for ``SemanticEncoder.from_pretrained`` and
+    ``semantic_encoder.onnx``. They are written after the last checkpoint, by the first process alone; a crash while
+    writing loses no checkpoint.
 
     Args:
         output: Folder to write to; ``exports`` in the folder of the run unless given.

@@ -17,7 +17,7 @@ class DepthReconstructions(Callback):
     the decoder fills them in. Written by the first process; a run without a TensorBoard logger gets none.
 
     Args:
-        num_maps: Maps of the first batch to show.
+        num_maps: Maps to show.
     """
 
     def __init__(self, num_maps: int = 8) -> None:
@@ -29,10 +29,7 @@ class DepthReconstructions(Callback):
         if trainer.sanity_checking or not trainer.is_global_zero or not isinstance(trainer.logger, TensorBoardLogger):
             return
         assert isinstance(pl_module, DepthAutoencoderModule)
-        maps = next(iter(pl_module.data.val_dataloader()), None)
-        if maps is None:
-            return
-        images = maps.images[: self.num_maps].to(pl_module.device)
+        images = pl_module.data.val_maps(self.num_maps).images.to(pl_module.device)
         with trainer.precision_plugin.forward_context():
             decoded = pl_module(images).images.float()
         depth_range, valid = pl_module.depth_range, images[:, 0] > 0

@@ -92,8 +92,8 @@ class EmbeddingWriter(BasePredictionWriter):
         unknown = [name for name in self.queries if name not in names]
         if unknown:
             raise ValueError(
-                f"queries names {', '.join(unknown)}, but the folder's maps are {', '.join(names[:5])} ... Give names as "
-                "in embeddings.npz: paths below the root, without suffix."
+                f"queries names {', '.join(unknown)}, but the folder's maps are {', '.join(names[:5])} ... Give names "
+                "as in embeddings.npz: paths below the root, without suffix."
             )
         return [names.index(name) for name in self.queries]
 

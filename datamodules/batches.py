@@ -114,8 +114,8 @@ class DepthMaps(NamedTuple):
 
     Attributes:
         names: Path of each below the root, without suffix.
-        images: [B, 1, H, W] float32 depth on the scale of the data module's ``depth_range``: 0 = none, above where there
-            is any.
+        images: [B, 1, H, W] float32 depth on the scale of the data module's ``depth_range``: 0 = none, above where
+            there is any.
         kind_ids: [B] int64 kind of each one's scene, as a position in the data module's ``kinds``; -1 = unknown.
     """
 

@@ -18,6 +18,8 @@ from datamodules.readers.depth_maps import DepthMapFile, find_depth_maps, read_d
 from datamodules.samplers import OrderedViews, ShuffledViews
 from lightning_modules.functional.depth_range import DepthRange, scale_depth
 
+DEFAULT_RANGE = DepthRange()
+
 
 class _Item(NamedTuple):
     name: str
@@ -29,8 +31,8 @@ class DepthMapsDataModule(LightningDataModule):
     """Depth maps of a folder as batches of one size, scaled for the network; whole scenes are held out.
 
     Read are 16-bit PNG, ``.npy`` and ``.npz`` at any depth of folders, and the frames of ScanNet's layouts. A scene is
-    the folder a map lies in, its kind the folder above (or ScanNet's ``sceneType``); maps in the root are scenes of their
-    own. Kinds are not trained on: ``test`` asks whether neighbours share them.
+    the folder a map lies in, its kind the folder above (or ScanNet's ``sceneType``); maps in the root are scenes of
+    their own. Kinds are not trained on: ``test`` asks whether neighbours share them.
 
     Args:
         root: The folder.
@@ -56,7 +58,7 @@ class DepthMapsDataModule(LightningDataModule):
         root: str | Path = "data/depth",
         image_size: tuple[int, int] = (128, 128),
         units_per_metre: float = 1000.0,
-        depth_range: DepthRange = DepthRange(),
+        depth_range: DepthRange = DEFAULT_RANGE,
         array_key: str | None = None,
         crops: int = 0,
         split_by: str = "scene",
@@ -81,7 +83,7 @@ class DepthMapsDataModule(LightningDataModule):
             raise ValueError(f"units_per_metre is {units_per_metre}; allowed: above 0.")
         if split_by not in ("scene", "file"):
             raise ValueError(f"split_by is {split_by!r}; allowed: scene, file.")
-        if not (0 < val_fraction and 0 < test_fraction and val_fraction + test_fraction < 1):
+        if not (val_fraction > 0 and test_fraction > 0 and val_fraction + test_fraction < 1):
             raise ValueError(
                 f"val_fraction is {val_fraction} and test_fraction {test_fraction}; allowed: above 0, below 1 together."
             )
@@ -185,6 +187,12 @@ class DepthMapsDataModule(LightningDataModule):
     def gallery_dataloader(self) -> DataLoader:
         """Batches of training maps in order: what neighbours of test maps are looked for in."""
         return self._loader("train", OrderedViews(self._splits["train"]))
+
+    def val_maps(self, count: int) -> DepthMaps:
+        """Returns some validation maps at even steps, so that every kind of scene is among them."""
+        dataset = self._splits["val"]
+        count = min(count, len(dataset))
+        return collate([dataset[int((i + 0.5) * len(dataset) / count)] for i in range(count)])
 
     def images(self, names: Sequence[str]) -> Float[Tensor, "maps height width"]:
         """Returns maps of the folder by name, scaled; after ``setup("predict")``."""

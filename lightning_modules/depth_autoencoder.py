@@ -89,7 +89,7 @@ class DepthAutoencoderModule(LightningModule):
         widths: tuple[int, int, int, int] = (64, 128, 256, 512),
         blocks: tuple[int, int, int, int] = (2, 2, 2, 2),
         loss: Literal["huber", "l1"] = "huber",
-        huber_delta: float = 0.05,
+        huber_delta: float = 0.02,
         gradient_weight: float = 0.5,
         mirror: bool = True,
         learning_rate: float = 1e-3,
@@ -127,8 +127,8 @@ class DepthAutoencoderModule(LightningModule):
         self.autoencoder = DepthAutoencoder(
             self.input_channels, self.latent_dim, widths=self.widths, blocks=self.blocks, depth_range=self.depth_range
         )
-        # Convolutions are faster with channels last, on the CPU and on tensor cores.
-        self.autoencoder.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        # Not in channels_last: on CPU, torch 2.15 then corrupts memory in the backward pass of 1 x 1 convolutions of
+        # stride 2, and crashes with odd batches.
         self.errors = nn.ModuleDict({stage: DepthErrors(self.depth_range) for stage in ("val", "test")})
         self.agreements = nn.ModuleDict()
         for name in ("neighbour_agreement", "probe_accuracy"):
@@ -193,7 +193,8 @@ class DepthAutoencoderModule(LightningModule):
         limits += [] if trainer.max_steps == -1 else [trainer.max_steps]
         if not limits:
             raise ValueError(
-                "The run has no end, but the learning rate falls towards it: set trainer.max_epochs or trainer.max_steps."
+                "The run has no end, but the learning rate falls towards it: set trainer.max_epochs or "
+                "trainer.max_steps."
             )
         return min(limits)
 
@@ -257,7 +258,7 @@ class DepthAutoencoderModule(LightningModule):
 
     def _add_errors(self, stage: str, maps: DepthMaps, reconstruction: Reconstruction) -> None:
         decoded = depth_of_scaled(reconstruction.images.float(), self.depth_range)
-        self.errors[stage].update(decoded, depth_of_scaled(maps.images, self.depth_range), maps.valid)
+        self._errors_of(stage).update(decoded, depth_of_scaled(maps.images, self.depth_range), maps.valid)
 
     @override
     def on_validation_epoch_end(self) -> None:
@@ -266,15 +267,26 @@ class DepthAutoencoderModule(LightningModule):
     @override
     def on_test_epoch_end(self) -> None:
         self._log_errors("test")
-        for name, metric in self.agreements.items():
+        for name in self.agreements:
+            metric = self._agreement(name)
             if self._gallery is not None:
                 self.log(f"test/{name}", metric.compute())
             metric.reset()
 
     def _log_errors(self, stage: str) -> None:
-        for name, value in self.errors[stage].compute().items():
+        for name, value in self._errors_of(stage).compute().items():
             self.log(f"{stage}/{name}", value, prog_bar=stage == "val" and name == "mae_fraction")
-        self.errors[stage].reset()
+        self._errors_of(stage).reset()
+
+    def _errors_of(self, stage: str) -> DepthErrors:
+        metric = self.errors[stage]
+        assert isinstance(metric, DepthErrors)
+        return metric
+
+    def _agreement(self, name: str) -> MeanMetric:
+        metric = self.agreements[name]
+        assert isinstance(metric, MeanMetric)
+        return metric
 
     # Neighbours and probe
 
@@ -333,9 +345,9 @@ class DepthAutoencoderModule(LightningModule):
         for suffix, queries in _features(maps, latent).items():
             _, rows = nearest_neighbours(queries[known], gallery.features[suffix], self.neighbours)
             agreement = neighbour_agreement(kinds, gallery.kind_ids[rows])
-            self.agreements[f"neighbour_agreement{suffix}"].update(agreement)
+            self._agreement(f"neighbour_agreement{suffix}").update(agreement)
             correct = linear_probe(queries[known], gallery.probes[suffix]) == kinds
-            self.agreements[f"probe_accuracy{suffix}"].update(correct.float())
+            self._agreement(f"probe_accuracy{suffix}").update(correct.float())
 
     @override
     def predict_step(self, maps: DepthMaps, batch_idx: int) -> EmbeddedMaps:
@@ -345,7 +357,7 @@ class DepthAutoencoderModule(LightningModule):
 
 
 def _features(maps: DepthMaps, latent: Tensor) -> dict[str, Tensor]:
-    """Returns the embeddings, and what they are compared with: the depth itself on a coarse grid, its mean taken off."""
+    """Returns the embeddings, and what they are compared with: depth itself on a coarse grid, its mean taken off."""
     coarse = nn.functional.adaptive_avg_pool2d(maps.images, PIXEL_GRID).flatten(1)
     return {"": latent, "_of_pixels": coarse - coarse.mean(dim=1, keepdim=True)}
 

@@ -53,7 +53,7 @@ def write_semantic_encoder(module: DepthAutoencoderModule, output: Path) -> list
 def write_encoder(
     encoder: SemanticEncoder, output: Path, extracted_from: str, details: Mapping[str, str]
 ) -> list[Path]:
-    """Writes an encoder as the suffix of the output says, or as everything into a folder; see ``write_semantic_encoder``.
+    """Writes an encoder as the output's suffix says, or as everything into a folder; see ``write_semantic_encoder``.
 
     Raises:
         ValueError: If the suffix is none of these, or ONNX is asked for and not installed.
@@ -85,7 +85,7 @@ def extract_semantic_encoder(source: Path, output: Path, *, verify: bool = False
         source: The checkpoint; see ``read_encoder_weights`` for its forms.
         output: As in ``write_semantic_encoder``.
         verify: Load the result afresh and compare its embeddings with the autoencoder's own encoder.
-        partial: Allow weights that are missing, of which the encoder keeps those it was initialised with, or unexpected.
+        partial: Allow weights that are missing, which then stay as initialised, or unexpected.
 
     Raises:
         FileNotFoundError: If there is no such file.
@@ -136,14 +136,14 @@ def verify_encoder_files(paths: list[Path], own: SemanticEncoder) -> None:
         difference = float((embeddings - expected).abs().max() / expected.abs().max())
         if not difference <= LARGEST_DIFFERENCE:
             raise ValueError(
-                f"{path} does not give the autoencoder's own embeddings: they differ by {difference:.1e} of the largest "
-                f"number; allowed: {LARGEST_DIFFERENCE:.0e}. The file is not to be used."
+                f"{path} does not give the autoencoder's own embeddings: they differ by {difference:.1e} of the "
+                f"largest number; allowed: {LARGEST_DIFFERENCE:.0e}. The file is not to be used."
             )
         rank_zero_info(f"Verified: {path} gives the autoencoder's own embeddings (difference {difference:.1e}).")
 
 
 def _own_encoder(weights: EncoderWeights, encoder: SemanticEncoder) -> SemanticEncoder:
-    """Returns the encoder of the autoencoder loaded as a whole, or, of a checkpoint without our decoder, as it is inside.
+    """Returns the encoder of the autoencoder loaded as a whole, or, without a decoder of ours, the encoder alone.
 
     This is the other way to the same weights: ``load_state_dict`` of the whole network, no renaming in between.
     """
@@ -182,12 +182,18 @@ def write_onnx(encoder: SemanticEncoder, path: Path, details: Mapping[str, str])
     missing = _missing_onnx_packages()
     if missing:
         raise ValueError(
-            f"{path} needs {', '.join(missing)}, not installed here: pip install {' '.join(missing)}. The weights alone "
-            "are written as .pth or .safetensors."
+            f"{path} needs {', '.join(missing)}, not installed here: pip install {' '.join(missing)}. The weights "
+            "alone are written as .pth or .safetensors."
         )
     import onnx
 
-    on_cpu = SemanticEncoder(**{**_architecture(encoder), "depth_range": encoder.depth_range})
+    on_cpu = SemanticEncoder(
+        encoder.input_channels,
+        encoder.latent_dim,
+        widths=encoder.widths,
+        blocks=encoder.blocks,
+        depth_range=encoder.depth_range,
+    )
     on_cpu.load_state_dict(encoder.state_dict())
     on_cpu.eval()
     images = torch.rand(3, encoder.input_channels, *ONNX_SIZE, generator=torch.Generator().manual_seed(0))
@@ -222,10 +228,6 @@ def _compare_with_onnxruntime(path: Path, images: torch.Tensor, expected: np.nda
             f"onnxruntime's embeddings differ from ours by {difference:.1e} of the largest number; allowed: "
             f"{LARGEST_ONNX_DIFFERENCE:.0e}. The file was not kept."
         )
-
-
-def _architecture(encoder: SemanticEncoder) -> dict[str, object]:
-    return {name: getattr(encoder, name) for name in ("input_channels", "latent_dim", "widths", "blocks")}
 
 
 def _missing_onnx_packages() -> list[str]:

@@ -1,8 +1,8 @@
 """Depth maps: files of a folder, their sizes, their metres.
 
-Read are 16-bit ``.png``, ``.npy`` and ``.npz``; integers are divided by a scale (1000 for millimetres), floats are metres;
-0 = no depth. An array of three dimensions is a stack of maps. Where a folder has a subfolder ``depth`` (ScanNet's frames,
-Open3D's), its depth lies there and nothing else in it is read.
+Read are 16-bit ``.png``, ``.npy`` and ``.npz``; integers are divided by a scale (1000 for millimetres), floats are
+metres; 0 = no depth. An array of three dimensions is a stack of maps. Where a folder has a subfolder ``depth``
+(ScanNet's frames, Open3D's), its depth lies there and nothing else in it is read.
 """
 
 import os
@@ -73,8 +73,8 @@ def find_depth_maps(root: Path, array_key: str | None = None) -> list[DepthMapFi
             )
     if not found:
         raise FileNotFoundError(
-            f"{root} holds no depth map; allowed: 16-bit .png, .npy, .npz, in folders at any depth. Give another folder "
-            "as data.init_args.root."
+            f"{root} holds no depth map; allowed: 16-bit .png, .npy, .npz, in folders at any depth. Give another "
+            "folder as data.init_args.root."
         )
     return sorted(found, key=lambda file: _natural(file.name))
 

@@ -1,5 +1,6 @@
 """Depth maps of six kinds of scenes, cast ray by ray onto boxes, cylinders and spheres, seen by an imperfect sensor."""
 
+import itertools
 import json
 import os
 import shutil
@@ -22,6 +23,7 @@ SETTINGS_FILE = "depth_scenes.json"
 IMAGE_SIZE = (120, 160)  # a quarter of a structured-light sensor's
 FOCAL_PX = 144.5  # ScanNet's depth camera at that size
 NEAREST_M, FARTHEST_M = 0.35, 8.0  # what the sensor reaches
+SENSOR_RANGE = DepthRange(NEAREST_M, FARTHEST_M)
 
 
 class Solids(NamedTuple):
@@ -82,7 +84,7 @@ class DepthScenesDataModule(DepthMapsDataModule):
         frames_per_scene: int = 4,
         world_seed: int = 0,
         image_size: tuple[int, int] = (128, 128),
-        depth_range: DepthRange = DepthRange(NEAREST_M, FARTHEST_M),
+        depth_range: DepthRange = SENSOR_RANGE,
         val_fraction: float = 0.1,
         test_fraction: float = 0.1,
         batch_size: int = 32,
@@ -393,7 +395,7 @@ def _shelves(rng: np.random.Generator) -> Scene:
     boxes = [[0, deep / 2, z, width / 2, deep / 2, 0.012, 0.0] for z in boards]
     boxes += [[x, deep / 2, height / 2, 0.012, deep / 2, height / 2, 0.0] for x in uprights]
     cylinders, spheres = [], []
-    for board, above in zip(boards[:-1], boards[1:], strict=True):
+    for board, above in itertools.pairwise(boards):
         x, room_above = -width / 2 + 0.08, above - board - 0.03
         while x < width / 2 - 0.1:
             wide, tall = rng.uniform(0.04, 0.22), rng.uniform(0.4, 0.95) * room_above

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-# Valid pixels start here, so that the nearest (or, inverse, the farthest) one is told from an invalid pixel, which is 0.
+# Valid pixels start here, so that the nearest (or, inverse, the farthest) one is told from an invalid one, which is 0.
 LEAST_VALID = 0.1
 
 

@@ -64,7 +64,7 @@ def reduction(step: int, full_size_steps: Sequence[int]) -> int:
 
 
 def warmed_up_cosine(step: int, total: int, warm_up: int) -> float:
-    """Returns the share of the highest rate at a step: rises evenly over ``warm_up`` steps, then falls as half a cosine.
+    """Returns the share of the highest rate at a step: it rises evenly over ``warm_up`` steps, then falls as a cosine.
 
     0 from ``total`` on; the first step already has a share above 0.
     """

@@ -52,7 +52,7 @@ class DepthErrors(Metric):
 
     @override
     def compute(self) -> dict[str, Float[Tensor, ""]]:
-        """Returns ``mae_fraction`` of the range, ``mae_m``, ``rmse_m`` and ``delta_1_25``; NaN without a valid pixel."""
+        """Returns ``mae_fraction`` of the range, ``mae_m``, ``rmse_m``, ``delta_1_25``; NaN without a valid pixel."""
         mae = self.absolute / self.count
         figures = {
             "mae_fraction": mae / self.depth_range.span_m,

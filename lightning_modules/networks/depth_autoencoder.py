@@ -57,7 +57,9 @@ class DepthDecoder(nn.Module):
             nn.PixelShuffle(2),
         )
         initialise_residual_blocks(self)
-        nn.init.constant_(self.unstem[-2].bias, 0.5)  # the middle of the scale: training need not find it first
+        nn.init.constant_(
+            self.unstem.get_parameter("4.bias"), 0.5
+        )  # the middle of the scale: training need not find it first
 
     @override
     def forward(

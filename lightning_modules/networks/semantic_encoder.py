@@ -2,7 +2,7 @@
 
 import contextlib
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
@@ -24,6 +24,7 @@ from lightning_modules.networks.encoder_files import (
     read_encoder_weights,
     write_encoder_weights,
 )
+from lightning_modules.networks.encoder_inputs import batch_starts, check_finite, has_bfloat16, maps_with
 from lightning_modules.networks.residual_blocks import ResidualBlock, initialise_residual_blocks
 
 LATENT_GRID = 4  # rows and columns that layer4 is pooled to: what layer4 has of a 128 x 128 map
@@ -142,7 +143,7 @@ class SemanticEncoder(
             ValueError: If dimensions, channels, dtype or values are not an image batch's.
         """
         images = self._checked(images)
-        _check_finite(images, 0)
+        check_finite(images, 0)
         with self._evaluating():
             return self(images.to(self.device, self.dtype)).float()
 
@@ -169,9 +170,9 @@ class SemanticEncoder(
         images = self._checked(images)
         embeddings = torch.empty(len(images), self.latent_dim, device=output_device)
         with self._evaluating(), self._channels_last(len(images)), self._computing_in(precision):
-            for start in _starts(len(images), batch_size):
+            for start in batch_starts(len(images), batch_size):
                 batch = images[start : start + batch_size]
-                _check_finite(batch, start)
+                check_finite(batch, start)
                 embeddings[start : start + batch_size] = self(batch.to(self.device, self.dtype))
         return embeddings
 
@@ -208,13 +209,13 @@ class SemanticEncoder(
         self._check_shape(maps.shape, allowed="[H, W], [N, H, W] or [N, C, H, W]")
         embeddings = np.empty((len(maps), self.latent_dim), np.float32)
         with self._evaluating(), self._channels_last(len(maps)), self._computing_in(precision):
-            for start in _starts(len(maps), batch_size):
+            for start in batch_starts(len(maps), batch_size):
                 batch = torch.from_numpy(np.array(maps[start : start + batch_size], np.float32))
-                _check_finite(batch, start)
+                check_finite(batch, start)
                 if normalize:
                     if bool((batch < 0).any()):
                         raise ValueError(
-                            f"{_maps_with(batch < 0, start)} hold depth below 0; allowed: metres, 0 = no depth. "
+                            f"{maps_with(batch < 0, start)} hold depth below 0; allowed: metres, 0 = no depth. "
                             "normalize=False takes numbers that are scaled already."
                         )
                     batch = scale_depth(batch, self.depth_range)
@@ -395,7 +396,8 @@ class SemanticEncoder(
         )
 
     def _title(self) -> str:
-        return f"[{self.input_channels}, H, W] -> {self.latent_dim}, widths {list(self.widths)}, blocks {list(self.blocks)}"
+        layers = f"widths {list(self.widths)}, blocks {list(self.blocks)}"
+        return f"[{self.input_channels}, H, W] -> {self.latent_dim}, {layers}"
 
     # Checks
 
@@ -446,7 +448,7 @@ class SemanticEncoder(
 
         Not for good: safetensors refuses weights of another layout than the usual one.
         """
-        worth_it = num_maps >= FEWEST_FOR_CHANNELS_LAST and self.layer1[0].conv1.weight.is_contiguous()
+        worth_it = num_maps >= FEWEST_FOR_CHANNELS_LAST and self.layer4[0].get_parameter("conv1.weight").is_contiguous()
         if worth_it:
             self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         try:
@@ -498,30 +500,6 @@ def create_semantic_encoder(
     return encoder if device is None else encoder.to(device)
 
 
-def has_bfloat16(device: torch.device) -> bool:
-    """Whether a device computes in bfloat16; others convert back and forth, and are slower for it."""
-    if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    return device.type == "cpu" and torch.cpu._is_avx512_bf16_supported()
-
-
 def _layer(inputs: int, outputs: int, blocks: int, *, stride: int) -> nn.Sequential:
     first = ResidualBlock(inputs, outputs, stride=stride)
     return nn.Sequential(first, *(ResidualBlock(outputs, outputs) for _ in range(blocks - 1)))
-
-
-def _starts(count: int, batch_size: int) -> range:
-    if batch_size < 1:
-        raise ValueError(f"batch_size is {batch_size}; allowed: at least 1.")
-    return range(0, count, batch_size)
-
-
-def _check_finite(maps: Tensor, first: int) -> None:
-    finite = maps.isfinite()
-    if not bool(finite.all()):
-        raise ValueError(f"{_maps_with(~finite, first)} hold NaN or infinity; set pixels without depth to 0.")
-
-
-def _maps_with(found: Tensor, first: int) -> str:
-    ids = (found.flatten(1).any(1).nonzero().flatten() + first).tolist()
-    return ("Map " if len(ids) == 1 else "Maps ") + ", ".join(map(str, ids[:8])) + (" ..." if len(ids) > 8 else "")

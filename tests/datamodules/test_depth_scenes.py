@@ -115,7 +115,7 @@ def test_a_world_follows_from_its_seed(tmp_path):
 
 def test_another_world_is_not_written_over(tmp_path):
     tiny(tmp_path / "world")
-    with pytest.raises(ValueError, match="world holds .*scenes_per_kind.*delete"):
+    with pytest.raises(ValueError, match=r"world holds .*scenes_per_kind.*delete"):
         tiny(tmp_path / "world", scenes_per_kind=3)
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "notes.txt").write_text("mine")

@@ -1,4 +1,4 @@
-"""The depth demo's configuration on a tiny world: fit, resume, test, predict, export, two processes; and real frames."""
+"""The depth demo's configuration on a tiny world: fit, resume, test, predict, export, two processes; real frames."""
 
 import json
 import os
@@ -174,7 +174,7 @@ def test_ten_steps_have_the_golden_losses(lexel, recipe, flags):
 
 
 def test_test_without_a_checkpoint_says_what_to_do(lexel):
-    with pytest.raises(ValueError, match="no trained autoencoder to test.*fit --config"):
+    with pytest.raises(ValueError, match=r"no trained autoencoder to test.*fit --config"):
         lexel("test")
     with pytest.raises(ValueError, match="no trained autoencoder to predict"):
         lexel("export")

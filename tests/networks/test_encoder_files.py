@@ -144,7 +144,7 @@ def test_a_malicious_pickle_is_refused_and_not_executed(autoencoder, write, tmp_
 
 
 def test_a_missing_file_and_a_folder_are_named(tmp_path):
-    with pytest.raises(FileNotFoundError, match="nowhere.pth does not exist; allowed: a checkpoint"):
+    with pytest.raises(FileNotFoundError, match=r"nowhere.pth does not exist; allowed: a checkpoint"):
         create_semantic_encoder(pretrained_path=tmp_path / "nowhere.pth")
     with pytest.raises(FileNotFoundError, match=r"is a folder.*from_pretrained"):
         SemanticEncoder(pretrained_path=tmp_path)
@@ -223,7 +223,7 @@ def test_an_architecture_that_cannot_be_read_is_refused(autoencoder, tmp_path):
     state = autoencoder.encoder.state_dict()
     del state["stem.0.weight"]
     torch.save(state, tmp_path / "checkpoint.pth")
-    with pytest.raises(ValueError, match="cannot be read off its weights, for stem.0.weight is missing"):
+    with pytest.raises(ValueError, match=r"cannot be read off its weights, for stem.0.weight is missing"):
         create_semantic_encoder(pretrained_path=tmp_path / "checkpoint.pth")
 
 

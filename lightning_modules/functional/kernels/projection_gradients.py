@@ -4,8 +4,8 @@ import typing
 
 import warp as wp
 
-from lightning_modules.functional.kernels.tile_blending import NUM_SUMS
 from lightning_modules.functional.kernels.projection import Projected
+from lightning_modules.functional.kernels.tile_blending import NUM_SUMS
 
 wp.set_module_options({"enable_backward": False})
 

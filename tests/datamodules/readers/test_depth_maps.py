@@ -89,7 +89,7 @@ def test_the_real_frames(shared_data):
 def test_an_absent_and_an_empty_folder_are_named(tmp_path):
     with pytest.raises(FileNotFoundError, match="nowhere is no folder"):
         find_depth_maps(tmp_path / "nowhere")
-    with pytest.raises(FileNotFoundError, match="holds no depth map; allowed: 16-bit .png"):
+    with pytest.raises(FileNotFoundError, match=r"holds no depth map; allowed: 16-bit \.png"):
         find_depth_maps(tmp_path)
 
 
@@ -113,7 +113,7 @@ def test_a_truncated_png_is_named_when_it_is_read(tmp_path):
 @pytest.mark.parametrize("shape", [(4, 4), (4, 4, 3)])
 def test_a_picture_is_no_depth(tmp_path, shape):
     write_png(tmp_path / "a.png", np.zeros(shape, np.uint8))
-    with pytest.raises(ValueError, match="picture of mode (L|RGB); allowed: one channel of 16 bits"):
+    with pytest.raises(ValueError, match=r"picture of mode (L|RGB); allowed: one channel of 16 bits"):
         find_depth_maps(tmp_path)
 
 
@@ -126,13 +126,13 @@ def test_an_array_that_is_no_map_is_refused(tmp_path, array):
 
 def test_python_objects_are_refused_and_not_loaded(tmp_path):
     np.save(tmp_path / "a.npy", np.array([{"a": 1}], dtype=object), allow_pickle=True)
-    with pytest.raises(ValueError, match="a.npy"):
+    with pytest.raises(ValueError, match=r"a\.npy"):
         find_depth_maps(tmp_path)
 
 
 def test_an_unnamed_array_among_many_is_asked_for(tmp_path):
     np.savez(tmp_path / "a.npz", left=METRES, right=METRES)
-    with pytest.raises(ValueError, match="has the arrays left, right, not 'depth'.*array_key"):
+    with pytest.raises(ValueError, match=r"has the arrays left, right, not 'depth'.*array_key"):
         find_depth_maps(tmp_path)
     (file,) = find_depth_maps(tmp_path, "left")
     np.testing.assert_allclose(read_depth_map(file, array_key="left"), METRES)
