@@ -38,7 +38,7 @@ def test_trained_gaussians_and_extracted_features_carry_over_to_the_held_out_pho
         return 0.0, 0.0
 
     monkeypatch.setattr(real_photos, "run", in_this_process)
-    figures = real_photos.measure_chain(shared_data / "rgbd", tmp_path, steps=40, size=(160, 120))
+    figures = real_photos.measure_chain(shared_data / "rgbd", tmp_path, steps=40, size=(320, 240))
     depth, trained = figures["Gaussians as depth has them"], figures["Gaussians trained"]
     assert trained["psnr_covered"] > depth["psnr_covered"] + 1
     for metrics in (depth, trained):
