@@ -74,7 +74,7 @@ class Viewer(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not trainer.is_global_zero:
             return
-        scene = viewed_scene(pl_module)
+        scene = self._copy(pl_module)
         self.server = SceneServer(
             viewer_content(pl_module, trainer.datamodule, scene),  # type: ignore[attr-defined]
             scene,
@@ -91,12 +91,16 @@ class Viewer(Callback):
         if self.server is None or not self.server.num_browsers:
             return
         spent_s = self._copying_s + self.server.drawing_s
-        began = time.monotonic()
-        if began - self._copied_at < max(self.every_n_seconds, REST_PER_WORK * spent_s):
+        if time.monotonic() - self._copied_at < max(self.every_n_seconds, REST_PER_WORK * spent_s):
             return
-        self.server.show(viewed_scene(pl_module), f"step {trainer.global_step}")
+        self.server.show(self._copy(pl_module), f"step {trainer.global_step}")
+
+    def _copy(self, module: LightningModule) -> ViewedScene:
+        began = time.monotonic()
+        scene = viewed_scene(module)
         self._copied_at = time.monotonic()
         self._copying_s = self._copied_at - began
+        return scene
 
     @override
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
