@@ -4,6 +4,7 @@ Three families make every object: bodies of revolution, tubes along a curve, box
 quadratics per ray, so a photograph is exact to rounding and needs no marching.
 """
 
+import abc
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -26,7 +27,7 @@ class SurfacePoints(NamedTuple):
 
 
 @dataclass(frozen=True, eq=False)
-class Solid:
+class Solid(abc.ABC):
     """A closed body with its place in the world: ``world = origin + scale * rotation @ local``."""
 
     rotation: np.ndarray
@@ -77,23 +78,31 @@ class Solid:
         """Returns world points in the body's own frame, so that a texture moves with the body."""
         return (points - self.origin) @ self.rotation / self.scale
 
+    # In the body's own frame.
+
+    @abc.abstractmethod
     def _local_bounds(self) -> tuple[np.ndarray, np.ndarray]:
-        raise NotImplementedError
+        """Returns the lowest and the highest corner of a box around the body, [3] each."""
 
+    @abc.abstractmethod
     def _local_area(self) -> float:
-        raise NotImplementedError
+        """Returns the surface area."""
 
+    @abc.abstractmethod
     def _distances(self, origins: np.ndarray, directions: np.ndarray) -> np.ndarray:
-        raise NotImplementedError
+        """Returns the distance along each ray to the surface, infinite where it is missed."""
 
+    @abc.abstractmethod
     def _normals(self, points: np.ndarray) -> np.ndarray:
-        raise NotImplementedError
+        """Returns unit outward normals at points on the surface."""
 
+    @abc.abstractmethod
     def _contains(self, points: np.ndarray) -> np.ndarray:
-        raise NotImplementedError
+        """Tells which points lie inside."""
 
+    @abc.abstractmethod
     def _surface_points(self, spacing: float, rng: np.random.Generator) -> SurfacePoints:
-        raise NotImplementedError
+        """Spreads points over the surface."""
 
 
 @dataclass(frozen=True, eq=False)
