@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 
 from benchmarks.measuring import measure, print_costs, report_claim, report_error
-from lightning_modules.functional.coefficient_space import cosine_similarity_to_targets
+from lightning_modules.functional.language_field.coefficient_space import cosine_similarity_to_targets
 
 
 def main() -> None:

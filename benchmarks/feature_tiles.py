@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from benchmarks.mask_nms import nested_blobs
 from benchmarks.measuring import measure, print_costs, report_claim, report_error
-from lightning_modules.functional.mask_tiles import mask_tiles
+from lightning_modules.functional.language_features.mask_tiles import mask_tiles
 from lightning_modules.functional.open_clip_loading import image_tower
 from lightning_modules.networks.mask_features import TileEncoder
 

@@ -28,14 +28,14 @@ import torch
 
 from benchmarks.garden_render import DATA, read_garden
 from benchmarks.measuring import measure, print_costs, report_claim
-from lightning_modules.functional.rasterization import (
+from lightning_modules.functional.language_field.sparse_codes import SparseCodes, densify_codes
+from lightning_modules.functional.splatting.rasterization import (
     blending_weights,
     prepare_view,
     render_codes,
     splat_codes,
     splat_dense,
 )
-from lightning_modules.functional.sparse_codes import SparseCodes, densify_codes
 
 
 def main() -> None:

@@ -22,10 +22,10 @@ import torch
 from scipy.spatial import cKDTree
 
 from benchmarks.measuring import measure, print_costs, report_claim
-from lightning_modules.functional import rasterization_reference
 from lightning_modules.functional.cameras import Camera
-from lightning_modules.functional.gaussians import GaussianScene
-from lightning_modules.functional.rasterization import blending_weights, prepare_view, render
+from lightning_modules.functional.splatting import rasterization_reference
+from lightning_modules.functional.splatting.gaussians import GaussianScene
+from lightning_modules.functional.splatting.rasterization import blending_weights, prepare_view, render
 
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 

@@ -13,17 +13,17 @@ import torch
 import torch.nn.functional as F
 
 from benchmarks.measuring import Cost, measure, print_costs, report_claim, report_error
-from lightning_modules.functional.gaussian_answers import (
+from lightning_modules.functional.answers.gaussian_answers import (
     best_level,
     gaussian_baseline,
     gaussian_relevancy,
     nearest_gaussians,
 )
-from lightning_modules.functional.gaussian_components import SelectionSettings, select_gaussians
-from lightning_modules.functional.gaussians import GaussianScene
-from lightning_modules.functional.language_scene import LanguageScene
-from lightning_modules.functional.relevancy import relevancy
-from lightning_modules.functional.sparse_codes import SparseCodes, densify_codes
+from lightning_modules.functional.answers.gaussian_components import SelectionSettings, select_gaussians
+from lightning_modules.functional.answers.language_scene import LanguageScene
+from lightning_modules.functional.answers.relevancy import relevancy
+from lightning_modules.functional.language_field.sparse_codes import SparseCodes, densify_codes
+from lightning_modules.functional.splatting.gaussians import GaussianScene
 
 DENSE_ROWS = 4096
 

@@ -15,8 +15,8 @@ from benchmarks.demo import run
 from benchmarks.measuring import report_claim
 from datamodules.posed_views import PosedViewsDataModule
 from datamodules.readers.gaussians import read_gaussians
-from lightning_modules.functional.image_quality import peak_signal_to_noise
-from lightning_modules.functional.rasterization import prepare_view, render
+from lightning_modules.functional.splatting.image_quality import peak_signal_to_noise
+from lightning_modules.functional.splatting.rasterization import prepare_view, render
 
 CONFIG = "configs/gaussian_rgb/demo.yaml"
 

@@ -14,9 +14,9 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from lightning_modules.functional.coefficient_space import cosine_similarity_to_targets
-from lightning_modules.functional.rasterization import BlendingWeights, splat_codes, splat_dense
-from lightning_modules.functional.sparse_codes import group_channels, top_k_softmax
+from lightning_modules.functional.language_field.coefficient_space import cosine_similarity_to_targets
+from lightning_modules.functional.language_field.sparse_codes import group_channels, top_k_softmax
+from lightning_modules.functional.splatting.rasterization import BlendingWeights, splat_codes, splat_dense
 
 LEARNING_RATE = 2.5e-3
 TOP_K = 4

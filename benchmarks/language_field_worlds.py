@@ -25,23 +25,28 @@ from benchmarks.langsplat_recipe import TOP_K, TrainingView, dense_step_cpu_s, t
 from datamodules.batches import PromptLabels
 from datamodules.lerf import CeilingField
 from datamodules.synthetic.tabletop import TabletopDataModule
-from lightning_modules.functional import coefficient_space
-from lightning_modules.functional.codebook import residual_assign, residual_kmeans
-from lightning_modules.functional.gaussians import GaussianScene
-from lightning_modules.functional.lerf_protocol import (
+from lightning_modules.functional.answers.lerf_protocol import (
     ProtocolSettings,
     best_level_masks,
     intersection_over_union,
     localize,
     segment,
 )
-from lightning_modules.functional.lifting import lift_features, mask_weights_of_view
-from lightning_modules.functional.mask_denoising import DenoisingSettings, denoise_mask_features
-from lightning_modules.functional.mask_table import MaskTable, gather_mask_table
-from lightning_modules.functional.rasterization import BlendingWeights, blending_weights, prepare_view, splat_dense
-from lightning_modules.functional.relevancy import relevancy
-from lightning_modules.functional.reliability import GateSettings, Reliability, gate_gaussians
-from lightning_modules.functional.sparse_coding import code_by_histogram, code_by_simplex_pursuit
+from lightning_modules.functional.answers.relevancy import relevancy
+from lightning_modules.functional.language_field import coefficient_space
+from lightning_modules.functional.language_field.codebook import residual_assign, residual_kmeans
+from lightning_modules.functional.language_field.lifting import lift_features, mask_weights_of_view
+from lightning_modules.functional.language_field.mask_denoising import DenoisingSettings, denoise_mask_features
+from lightning_modules.functional.language_field.mask_table import MaskTable, gather_mask_table
+from lightning_modules.functional.language_field.reliability import GateSettings, Reliability, gate_gaussians
+from lightning_modules.functional.language_field.sparse_coding import code_by_histogram, code_by_simplex_pursuit
+from lightning_modules.functional.splatting.gaussians import GaussianScene
+from lightning_modules.functional.splatting.rasterization import (
+    BlendingWeights,
+    blending_weights,
+    prepare_view,
+    splat_dense,
+)
 
 PROTOCOL = ProtocolSettings(pool_scaling="relative")
 MIN_ALPHA = 0.5

@@ -15,13 +15,13 @@ import torch
 import torch.nn.functional as F
 
 from benchmarks.measuring import measure, print_costs, report_claim, report_error
+from lightning_modules.functional.answers.language_scene import LanguageScene, language_map, relevancy_maps
+from lightning_modules.functional.answers.lerf_protocol import ProtocolSettings
+from lightning_modules.functional.answers.relevancy import contrast
+from lightning_modules.functional.answers.view_answers import PROMPT_BLOCK, Prompts, answer_prompts
 from lightning_modules.functional.cameras import Camera
-from lightning_modules.functional.gaussians import GaussianScene
-from lightning_modules.functional.language_scene import LanguageScene, language_map, relevancy_maps
-from lightning_modules.functional.lerf_protocol import ProtocolSettings
-from lightning_modules.functional.relevancy import contrast
-from lightning_modules.functional.sparse_codes import SparseCodes
-from lightning_modules.functional.view_answers import PROMPT_BLOCK, Prompts, answer_prompts
+from lightning_modules.functional.language_field.sparse_codes import SparseCodes
+from lightning_modules.functional.splatting.gaussians import GaussianScene
 
 
 def main() -> None:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.measuring import Cost, measure, print_costs, report_claim
-from lightning_modules.functional.mask_nms import suppress_masks
+from lightning_modules.functional.language_features.mask_nms import suppress_masks
 
 
 def main() -> None:

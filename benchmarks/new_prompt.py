@@ -13,9 +13,9 @@ import torch
 import torch.nn.functional as F
 
 from benchmarks.measuring import measure, print_costs, report_claim, report_error
-from lightning_modules.functional.coefficient_space import decoded_norms, gram_matrix, relevancy
-from lightning_modules.functional.feature_maps import compute_feature_map_quick
-from lightning_modules.functional.relevancy import contrast
+from lightning_modules.functional.answers.relevancy import contrast
+from lightning_modules.functional.language_field.coefficient_space import decoded_norms, gram_matrix, relevancy
+from lightning_modules.functional.language_field.feature_maps import compute_feature_map_quick
 
 
 def main() -> None:

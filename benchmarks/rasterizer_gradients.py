@@ -26,11 +26,11 @@ import torch
 from torch import Tensor
 
 from benchmarks.measuring import measure, print_costs, report_claim, report_error
-from lightning_modules.functional import rasterization_reference
 from lightning_modules.functional.cameras import Camera
-from lightning_modules.functional.differentiable_rendering import render_with_gradients
-from lightning_modules.functional.gaussians import GaussianScene
-from lightning_modules.functional.rasterization import prepare_view
+from lightning_modules.functional.splatting import rasterization_reference
+from lightning_modules.functional.splatting.differentiable_rendering import render_with_gradients
+from lightning_modules.functional.splatting.gaussians import GaussianScene
+from lightning_modules.functional.splatting.rasterization import prepare_view
 
 NAMES = (*GaussianScene._fields, "screen_offsets")
 

@@ -18,9 +18,14 @@ import torch.nn.functional as F
 
 from benchmarks.garden_render import DATA, read_garden
 from benchmarks.measuring import measure, print_costs, report_claim
-from lightning_modules.functional.coefficient_space import cosine_similarity_to_targets
-from lightning_modules.functional.pixel_sampling import sample_labelled_pixels
-from lightning_modules.functional.rasterization import blending_weights, prepare_view, splat_codes, splat_dense
+from lightning_modules.functional.language_field.coefficient_space import cosine_similarity_to_targets
+from lightning_modules.functional.language_field.pixel_sampling import sample_labelled_pixels
+from lightning_modules.functional.splatting.rasterization import (
+    blending_weights,
+    prepare_view,
+    splat_codes,
+    splat_dense,
+)
 from lightning_modules.networks.language_field import LanguageField
 
 LEVELS, SIZE, TOP_K, CHANNELS = 3, 64, 4, 512

@@ -28,13 +28,18 @@ from PIL import Image
 from benchmarks.garden_render import DATA, read_garden
 from benchmarks.measuring import Cost, measure, print_costs, report_claim, report_error
 from callbacks.viewing.renderer import Picture, Renderer, SceneView, ViewedScene, ViewerState
+from lightning_modules.functional.answers.language_scene import (
+    LanguageScene,
+    level_weights,
+    relevancy_maps,
+    render_language,
+)
+from lightning_modules.functional.answers.next_prompt import next_prompt_relevancy
+from lightning_modules.functional.answers.relevancy import contrast
+from lightning_modules.functional.answers.view_answers import Prompts
 from lightning_modules.functional.cameras import Camera, resize_camera
-from lightning_modules.functional.language_scene import LanguageScene, level_weights, relevancy_maps, render_language
-from lightning_modules.functional.next_prompt import next_prompt_relevancy
-from lightning_modules.functional.rasterization import prepare_view
-from lightning_modules.functional.relevancy import contrast
-from lightning_modules.functional.sparse_codes import densify_codes, group_channels
-from lightning_modules.functional.view_answers import Prompts
+from lightning_modules.functional.language_field.sparse_codes import densify_codes, group_channels
+from lightning_modules.functional.splatting.rasterization import prepare_view
 
 LEVELS, TOP_K, CHANNELS = 3, 4, 512
 LANGSPLATV2_A100_MS = 2.6

@@ -7,7 +7,7 @@ from typing_extensions import override
 
 from lightning_modules.depth_autoencoder import DepthAutoencoderModule
 from lightning_modules.functional.colour_maps import contact_sheet, depth_picture, turbo
-from lightning_modules.functional.depth_range import depth_of_scaled
+from lightning_modules.functional.depth_autoencoder.depth_range import depth_of_scaled
 
 
 class DepthReconstructions(Callback):

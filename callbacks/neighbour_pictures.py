@@ -22,7 +22,7 @@ from datamodules.readers.atomic_files import replacing
 from lightning_modules.depth_autoencoder import DepthAutoencoderModule, EmbeddedMaps
 from lightning_modules.functional.collectives import gather_rows
 from lightning_modules.functional.colour_maps import contact_sheet, depth_picture
-from lightning_modules.functional.depth_range import depth_of_scaled
+from lightning_modules.functional.depth_autoencoder.depth_range import depth_of_scaled
 from lightning_modules.functional.embeddings import nearest_neighbours
 
 SAME_KIND, OTHER_KIND, UNKNOWN_KIND = (0.1, 0.7, 0.2), (0.85, 0.15, 0.1), (0.5, 0.5, 0.5)

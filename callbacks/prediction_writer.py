@@ -21,6 +21,7 @@ from callbacks.writers.prompt_table import clear_parts, join_parts, score_rows, 
 from callbacks.writers.sheets import LegendEntry, cell, sheet, with_legend, with_scale
 from datamodules.batches import LanguageView
 from datamodules.readers.atomic_files import replacing
+from lightning_modules.functional.answers.view_answers import MIN_ALPHA, PromptAnswers, ViewAnswer, ViewPictures
 from lightning_modules.functional.colour_maps import (
     class_colours,
     class_picture,
@@ -31,7 +32,6 @@ from lightning_modules.functional.colour_maps import (
     overlay,
     turbo,
 )
-from lightning_modules.functional.view_answers import MIN_ALPHA, PromptAnswers, ViewAnswer, ViewPictures
 from lightning_modules.language_field import LanguageFieldModule
 
 CELLS_PER_SHEET = 24

@@ -10,8 +10,8 @@ from typing_extensions import override
 from callbacks.prediction_writer import file_name
 from callbacks.run_folder import run_folder
 from callbacks.writers.selection import Part, write_labels, write_selection
-from lightning_modules.functional.gaussian_answers import gaussian_classes
-from lightning_modules.functional.gaussian_components import GaussianSelector
+from lightning_modules.functional.answers.gaussian_answers import gaussian_classes
+from lightning_modules.functional.answers.gaussian_components import GaussianSelector
 from lightning_modules.language_field import LanguageFieldModule
 
 

@@ -5,8 +5,8 @@ from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 from typing_extensions import override
 
+from lightning_modules.functional.answers.view_answers import Prompts
 from lightning_modules.functional.colour_maps import heat_picture
-from lightning_modules.functional.view_answers import Prompts
 from lightning_modules.language_field import LanguageFieldModule
 
 

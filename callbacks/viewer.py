@@ -12,9 +12,9 @@ from typing_extensions import override
 from callbacks.viewing.renderer import ViewedScene
 from callbacks.viewing.server import SceneServer, check_address
 from callbacks.viewing.sessions import ViewerContent
-from lightning_modules.functional.gaussians import GaussianScene
-from lightning_modules.functional.language_scene import LanguageScene
-from lightning_modules.functional.lerf_protocol import ProtocolSettings
+from lightning_modules.functional.answers.language_scene import LanguageScene
+from lightning_modules.functional.answers.lerf_protocol import ProtocolSettings
+from lightning_modules.functional.splatting.gaussians import GaussianScene
 
 REST_PER_WORK = 5.0  # the next copy waits for this many times what the last one and drawing it took
 

@@ -6,7 +6,7 @@ from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 
 from lightning_modules.functional.cameras import Camera
-from lightning_modules.functional.gaussians import GaussianScene
+from lightning_modules.functional.splatting.gaussians import GaussianScene
 
 
 class PromptLabels(NamedTuple):
@@ -127,6 +127,71 @@ class DepthMaps(NamedTuple):
     def valid(self) -> Bool[Tensor, "maps 1 height width"]:
         """Pixels with depth."""
         return self.images > 0
+
+
+class SceneFrames(NamedTuple):
+    """B scenes with the points of some of their frames, as the Bi-Fusion encoder takes them.
+
+    Frames and scenes are ragged where they must be: each scene has its own number of points, and scenes with fewer than
+    V frames are padded (``has_frame``). The depth map is registered to the image's camera but may have another size.
+
+    Attributes:
+        scenes: B names, such as ``scene0011_00``.
+        frame_ids: [B, V] int64 number of each frame in its recording; -1 where there is none.
+        has_frame: [B, V] bool, False where padded.
+        points: B tensors [N_b, 6] float32: x y z in metres in the scene's own (unaligned) world, r g b in 0 to 1.
+        intrinsics: [B, V, 3, 3] float32 of the images at ``image_size``; pixel (0, 0) has its centre at (0.5, 0.5).
+        camera_from_world: [B, V, 4, 4] float32 OpenCV cameras.
+        image_size: Height and width of the images as the encoder sees them, also where only their tokens are here.
+        images: [B, V, H, W, 3] uint8 RGB, squashed to ``image_size``; None where tokens come from a store.
+        depth: [B, V, h, w] float32 metres, 0 = none, or None.
+        tokens: [B, V, D, gh, gw] cached grid of the frozen image tower, float16; None where there are images.
+        clip_global: [B, V, C] unit image embeddings from the same store, float16, or None.
+        labels: Class table (``scannet20``, ``scannet200``) to B tensors [N_b] int64 class index in that table, -1 =
+            none or ignored. Empty where nothing is labelled.
+        instances: B tensors [N_b] int64 object id in the scene, -1 = none; None where unknown.
+        superpoints: B tensors [N_b] int64 contiguous group of each point, or None.
+        vertex_ids: B tensors [N_b] int64 the same surface point has the same id in all frames of its scene (a mesh
+            vertex, or its voxel); None where unknown.
+    """
+
+    scenes: tuple[str, ...]
+    frame_ids: Int[Tensor, "scenes views"]
+    has_frame: Bool[Tensor, "scenes views"]
+    points: tuple[Float[Tensor, "_ 6"], ...]
+    intrinsics: Float[Tensor, "scenes views 3 3"]
+    camera_from_world: Float[Tensor, "scenes views 4 4"]
+    image_size: tuple[int, int]
+    images: UInt8[Tensor, "scenes views height width 3"] | None
+    depth: Float[Tensor, "scenes views depth_height depth_width"] | None
+    tokens: Float[Tensor, "scenes views channels grid_height grid_width"] | None
+    clip_global: Float[Tensor, "scenes views text"] | None
+    labels: dict[str, tuple[Int[Tensor, " _"], ...]]
+    instances: tuple[Int[Tensor, " _"], ...] | None
+    superpoints: tuple[Int[Tensor, " _"], ...] | None
+    vertex_ids: tuple[Int[Tensor, " _"], ...] | None
+
+
+class SparseSdf(NamedTuple):
+    """The truncated signed distance of B shapes at the grid points near their surfaces.
+
+    Grid point (i, j, k) of a shape of resolution R lies at ``2 * (i, j, k) / (R - 1) - 1`` in the cube [-1, 1]^3, in
+    which the shape fills [-0.95, 0.95].
+
+    Attributes:
+        names: B shapes.
+        coords: [N, 4] int32 rows (shape, x, y, z); a shape's rows follow each other, sorted by their key
+            ``(x * R + y) * R + z``, none twice.
+        sdf: [N, 1] float32 in -1 to 1: signed distance over the band, negative inside.
+        resolution: R, a multiple of the network's down factor.
+        band: Of the truncation, in voxels of width ``2 / (R - 1)``.
+    """
+
+    names: tuple[str, ...]
+    coords: Int[Tensor, "voxels 4"]
+    sdf: Float[Tensor, "voxels 1"]
+    resolution: int
+    band: float
 
 
 Item = TypeVar("Item")

@@ -16,7 +16,7 @@ from typing_extensions import override
 from datamodules.batches import DepthMaps
 from datamodules.readers.depth_maps import DepthMapFile, find_depth_maps, read_depth_map
 from datamodules.samplers import OrderedViews, ShuffledViews
-from lightning_modules.functional.depth_range import DepthRange, scale_depth
+from lightning_modules.functional.depth_autoencoder.depth_range import DepthRange, scale_depth
 
 DEFAULT_RANGE = DepthRange()
 

@@ -36,7 +36,7 @@ from datamodules.readers.text_embeddings import TextEmbeddingTable, TextEncoder
 from datamodules.samplers import OrderedViews, ShuffledViews, process_rank
 from lightning_modules.functional.camera_paths import CameraPathSettings
 from lightning_modules.functional.cameras import resize_camera
-from lightning_modules.functional.gaussians import GaussianScene
+from lightning_modules.functional.splatting.gaussians import GaussianScene
 
 CANONICAL_NEGATIVES = ("object", "things", "stuff", "texture")
 GRANULARITIES = ("default", "small", "medium", "large")  # SAM's union of outputs, and its three outputs

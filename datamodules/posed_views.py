@@ -10,7 +10,7 @@ from datamodules.posed_images import PosedImagesDataModule
 from datamodules.readers.gaussians import read_gaussians
 from datamodules.readers.posed_images import name_list, similar_names
 from datamodules.readers.scene_layout import find_gaussians, given_path
-from lightning_modules.functional.gaussians import GaussianScene
+from lightning_modules.functional.splatting.gaussians import GaussianScene
 
 
 class PosedViewsDataModule(PosedImagesDataModule):

@@ -23,12 +23,12 @@ from datamodules.readers.photos import read_photo
 from datamodules.readers.rgbd import RgbdFrame, read_depth, read_rgbd_frames
 from lightning_modules.functional.camera_paths import CameraPathSettings
 from lightning_modules.functional.cameras import Camera, back_project, resize_camera
-from lightning_modules.functional.gaussian_initialisation import gaussians_of_points
-from lightning_modules.functional.graph_segmentation import GraphMasks
-from lightning_modules.functional.mask_sources import MaskSource
-from lightning_modules.functional.mask_tiles import mask_map, mask_tiles
+from lightning_modules.functional.language_features.graph_segmentation import GraphMasks
+from lightning_modules.functional.language_features.mask_sources import MaskSource
+from lightning_modules.functional.language_features.mask_tiles import mask_map, mask_tiles
+from lightning_modules.functional.language_features.tile_features import encode_tiles, tile_format
 from lightning_modules.functional.open_clip_loading import image_tower, random_open_clip
-from lightning_modules.functional.tile_features import encode_tiles, tile_format
+from lightning_modules.functional.splatting.gaussian_initialisation import gaussians_of_points
 
 SETTINGS_FILE = "rgbd_scene.json"
 

@@ -16,14 +16,18 @@ from typing_extensions import override
 
 from datamodules.batches import DepthMaps
 from lightning_modules.functional.collectives import gather_rows
-from lightning_modules.functional.depth_range import DepthRange, depth_of_scaled
+from lightning_modules.functional.depth_autoencoder.depth_range import DepthRange, depth_of_scaled
+from lightning_modules.functional.depth_autoencoder.masked_depth_losses import (
+    depth_difference,
+    gradient_difference,
+    masked_mean,
+)
 from lightning_modules.functional.embeddings import (
     fit_linear_probe,
     linear_probe,
     nearest_neighbours,
     neighbour_agreement,
 )
-from lightning_modules.functional.masked_depth_losses import depth_difference, gradient_difference, masked_mean
 from lightning_modules.functional.schedules import warmed_up_cosine
 from lightning_modules.metrics.depth import DepthErrors
 from lightning_modules.networks.depth_autoencoder import DepthAutoencoder, Reconstruction

@@ -6,18 +6,18 @@ import torch
 from torch import Tensor
 
 from datamodules.batches import LanguageView, PromptLabels
-from lightning_modules.functional.cameras import Camera, resize_camera
-from lightning_modules.functional.coefficient_space import cosine_similarity_to_targets
-from lightning_modules.functional.image_quality import peak_signal_to_noise
-from lightning_modules.functional.language_scene import (
+from lightning_modules.functional.answers.language_scene import (
     LanguageScene,
     language_map,
     level_weights,
     relevancy_maps,
     resize_language_map,
 )
-from lightning_modules.functional.rasterization import PreparedView, render, render_codes
-from lightning_modules.functional.selection_protocol import SelectionSilhouettes
+from lightning_modules.functional.answers.selection_protocol import SelectionSilhouettes
+from lightning_modules.functional.cameras import Camera, resize_camera
+from lightning_modules.functional.language_field.coefficient_space import cosine_similarity_to_targets
+from lightning_modules.functional.splatting.image_quality import peak_signal_to_noise
+from lightning_modules.functional.splatting.rasterization import PreparedView, render, render_codes
 from lightning_modules.metrics.field_evaluation import FieldEvaluation
 
 ALPHA_GATE = 0.5  # pixels the scene covers less than this have no language of their own; reported beside the protocol

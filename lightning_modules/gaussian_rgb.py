@@ -12,23 +12,23 @@ from typing_extensions import override
 
 from datamodules.batches import PosedView
 from lightning_modules.functional.cameras import Camera, resize_camera
-from lightning_modules.functional.densification import (
+from lightning_modules.functional.schedules import LearningRates, active_sh_degree, reduction
+from lightning_modules.functional.splatting.densification import (
     DensificationSettings,
     densify,
     generator_of,
     screen_gradient_norms,
 )
-from lightning_modules.functional.differentiable_rendering import TrainingRender, render_with_gradients
-from lightning_modules.functional.gaussian_initialisation import (
+from lightning_modules.functional.splatting.differentiable_rendering import TrainingRender, render_with_gradients
+from lightning_modules.functional.splatting.gaussian_initialisation import (
     cameras_extent,
     gaussians_of_sparse_points,
     with_sh_degree,
 )
-from lightning_modules.functional.gaussians import GaussianScene
-from lightning_modules.functional.gsplat_backend import check_gsplat
-from lightning_modules.functional.image_quality import peak_signal_to_noise
-from lightning_modules.functional.schedules import LearningRates, active_sh_degree, reduction
-from lightning_modules.functional.structural_similarity import structural_similarity
+from lightning_modules.functional.splatting.gaussians import GaussianScene
+from lightning_modules.functional.splatting.gsplat_backend import check_gsplat
+from lightning_modules.functional.splatting.image_quality import peak_signal_to_noise
+from lightning_modules.functional.splatting.structural_similarity import structural_similarity
 from lightning_modules.networks.gaussian_model import GaussianModel
 
 STATISTICS = ("gradient_sums", "gradient_counts")

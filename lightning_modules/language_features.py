@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from datamodules.batches import Photograph
-from lightning_modules.functional.mask_nms import suppress_masks
-from lightning_modules.functional.mask_sources import MaskSource
-from lightning_modules.functional.mask_tiles import mask_map, mask_tiles
+from lightning_modules.functional.language_features.mask_nms import suppress_masks
+from lightning_modules.functional.language_features.mask_sources import MaskSource
+from lightning_modules.functional.language_features.mask_tiles import mask_map, mask_tiles
 from lightning_modules.networks.mask_features import TileEncoder
 
 _log = logging.getLogger(__name__)
@@ -139,7 +139,7 @@ class LanguageFeatureModule(LightningModule):
         iou: Mask suppression: largest allowed IoU with a better mask.
         score: Mask suppression: score to exceed.
         inner: Mask suppression: LangSplat's ``inner_thr``, see
-            :func:`lightning_modules.functional.mask_nms.suppress_masks`.
+            :func:`lightning_modules.functional.language_features.mask_nms.suppress_masks`.
     """
 
     def __init__(

@@ -14,19 +14,24 @@ from typing_extensions import override
 
 from datamodules.batches import LanguageView, StoredField
 from lightning_modules.field_scoring import ALPHA_GATE, score_labels, score_photograph, score_selection
-from lightning_modules.functional.codebook import codebook_usage, residual_assign, residual_kmeans
-from lightning_modules.functional.coefficient_space import cosine_similarity_to_targets
+from lightning_modules.functional.answers.gaussian_components import SelectionSettings
+from lightning_modules.functional.answers.language_scene import LanguageScene
+from lightning_modules.functional.answers.lerf_protocol import ProtocolSettings
+from lightning_modules.functional.answers.selection_protocol import SelectionSilhouettes
+from lightning_modules.functional.answers.view_answers import Prompts, ViewAnswer, answer_view
 from lightning_modules.functional.collectives import broadcast_from_first
-from lightning_modules.functional.feature_losses import absolute_difference_to_targets
-from lightning_modules.functional.gaussian_components import SelectionSettings
-from lightning_modules.functional.gaussians import GaussianScene
-from lightning_modules.functional.language_scene import LanguageScene
-from lightning_modules.functional.lerf_protocol import ProtocolSettings
-from lightning_modules.functional.lifting import MaskWeights, mask_weights_of_view
-from lightning_modules.functional.mask_denoising import DenoisingSettings, denoise_mask_features
-from lightning_modules.functional.mask_table import MaskTable, gather_mask_table
-from lightning_modules.functional.pixel_sampling import sample_labelled_pixels
-from lightning_modules.functional.rasterization import (
+from lightning_modules.functional.language_field.codebook import codebook_usage, residual_assign, residual_kmeans
+from lightning_modules.functional.language_field.coefficient_space import cosine_similarity_to_targets
+from lightning_modules.functional.language_field.feature_losses import absolute_difference_to_targets
+from lightning_modules.functional.language_field.lifting import MaskWeights, mask_weights_of_view
+from lightning_modules.functional.language_field.mask_denoising import DenoisingSettings, denoise_mask_features
+from lightning_modules.functional.language_field.mask_table import MaskTable, gather_mask_table
+from lightning_modules.functional.language_field.pixel_sampling import sample_labelled_pixels
+from lightning_modules.functional.language_field.reliability import GateSettings, gate_gaussians
+from lightning_modules.functional.language_field.sparse_codes import SparseCodes
+from lightning_modules.functional.language_field.sparse_coding import code_by_histogram, code_by_simplex_pursuit
+from lightning_modules.functional.splatting.gaussians import GaussianScene
+from lightning_modules.functional.splatting.rasterization import (
     BlendingWeights,
     PreparedView,
     blending_weights,
@@ -34,11 +39,6 @@ from lightning_modules.functional.rasterization import (
     splat_codes,
     splat_dense,
 )
-from lightning_modules.functional.reliability import GateSettings, gate_gaussians
-from lightning_modules.functional.selection_protocol import SelectionSilhouettes
-from lightning_modules.functional.sparse_codes import SparseCodes
-from lightning_modules.functional.sparse_coding import code_by_histogram, code_by_simplex_pursuit
-from lightning_modules.functional.view_answers import Prompts, ViewAnswer, answer_view
 from lightning_modules.metrics.field_evaluation import FieldEvaluation
 from lightning_modules.networks.language_field import LanguageField
 from lightning_modules.prompt_lists import distinct_prompts, read_prompts

@@ -5,7 +5,7 @@ import torch
 from jaxtyping import TypeCheckError
 
 from lightning_modules.functional.cameras import Camera, project_points
-from lightning_modules.functional.sparse_codes import top_k_softmax
+from lightning_modules.functional.language_field.sparse_codes import top_k_softmax
 
 
 def test_a_wrong_shape_fails():

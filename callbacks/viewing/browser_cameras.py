@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lightning_modules.functional.cameras import Camera
-from lightning_modules.functional.gaussians import matrices_to_quaternions, quaternions_to_matrices
+from lightning_modules.functional.splatting.gaussians import matrices_to_quaternions, quaternions_to_matrices
 
 
 class BrowserCamera(NamedTuple):

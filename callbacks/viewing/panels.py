@@ -12,8 +12,8 @@ from callbacks.viewing.browser_cameras import browser_camera
 from callbacks.viewing.renderer import LANGUAGE_MODES, MODES, Answer, Mode, Picture
 from callbacks.viewing.sessions import Here, Part, Session
 from callbacks.viewing.video import find_ffmpeg
+from lightning_modules.functional.answers.gaussian_components import SelectionSettings
 from lightning_modules.functional.colour_maps import class_colours
-from lightning_modules.functional.gaussian_components import SelectionSettings
 
 TYPING_PAUSE_S = 0.2
 """A text is looked up when nothing was typed for this long, seconds."""

@@ -11,6 +11,18 @@ import torch
 from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 
+from lightning_modules.functional.answers.gaussian_answers import GaussianBaseline, gaussian_baseline, nearest_gaussians
+from lightning_modules.functional.answers.gaussian_components import SelectionSettings
+from lightning_modules.functional.answers.language_scene import (
+    LanguageMap,
+    LanguageScene,
+    language_map,
+    level_weights,
+    render_language,
+)
+from lightning_modules.functional.answers.lerf_protocol import ProtocolSettings, Segmentation, segment
+from lightning_modules.functional.answers.next_prompt import negative_cosines, next_prompt_relevancy
+from lightning_modules.functional.answers.view_answers import MIN_ALPHA, Prompts, class_map, nearest_prompts
 from lightning_modules.functional.cameras import Camera, back_project
 from lightning_modules.functional.colour_maps import (
     class_colours,
@@ -22,21 +34,15 @@ from lightning_modules.functional.colour_maps import (
     outlined,
     overlay,
 )
-from lightning_modules.functional.gaussian_answers import GaussianBaseline, gaussian_baseline, nearest_gaussians
-from lightning_modules.functional.gaussian_components import SelectionSettings
-from lightning_modules.functional.gaussians import GaussianScene
-from lightning_modules.functional.language_scene import (
-    LanguageMap,
-    LanguageScene,
-    language_map,
-    level_weights,
-    render_language,
+from lightning_modules.functional.language_field.sparse_codes import SparseCodes
+from lightning_modules.functional.splatting.gaussians import GaussianScene
+from lightning_modules.functional.splatting.rasterization import (
+    PreparedView,
+    RenderedPixels,
+    prepare_view,
+    render,
+    render_codes,
 )
-from lightning_modules.functional.lerf_protocol import ProtocolSettings, Segmentation, segment
-from lightning_modules.functional.next_prompt import negative_cosines, next_prompt_relevancy
-from lightning_modules.functional.rasterization import PreparedView, RenderedPixels, prepare_view, render, render_codes
-from lightning_modules.functional.sparse_codes import SparseCodes
-from lightning_modules.functional.view_answers import MIN_ALPHA, Prompts, class_map, nearest_prompts
 
 Mode = Literal["colours", "depth", "features", "relevancy", "classes"]
 MODES: tuple[Mode, ...] = get_args(Mode)

@@ -19,13 +19,13 @@ from callbacks.viewing.drawing_thread import DrawingThread
 from callbacks.viewing.renderer import Picture, Renderer, SceneView, ViewedScene, ViewerState, phrases_at
 from callbacks.viewing.video import encode_video, find_ffmpeg
 from datamodules.readers.gaussians import write_gaussian_ply
+from lightning_modules.functional.answers.gaussian_answers import best_level, gaussian_relevancy
+from lightning_modules.functional.answers.gaussian_components import SelectionSettings, linked_groups, select_gaussians
+from lightning_modules.functional.answers.lerf_protocol import ProtocolSettings
+from lightning_modules.functional.answers.view_answers import Prompts
 from lightning_modules.functional.camera_paths import camera_path
 from lightning_modules.functional.cameras import Camera
-from lightning_modules.functional.gaussian_answers import best_level, gaussian_relevancy
-from lightning_modules.functional.gaussian_components import SelectionSettings, linked_groups, select_gaussians
-from lightning_modules.functional.gaussians import GaussianScene
-from lightning_modules.functional.lerf_protocol import ProtocolSettings
-from lightning_modules.functional.view_answers import Prompts
+from lightning_modules.functional.splatting.gaussians import GaussianScene
 
 FRAMES_PER_SECOND = 24
 Part = Literal["all", "selected", "others"]

@@ -12,8 +12,8 @@ from torch import Tensor
 from datamodules.readers.atomic_files import replacing
 from datamodules.readers.gaussians import write_gaussian_ply
 from datamodules.readers.langsplat_checkpoints import write_langsplat_checkpoint
-from lightning_modules.functional.language_scene import level_codes
-from lightning_modules.functional.sparse_codes import SparseCodes, densify_codes
+from lightning_modules.functional.answers.language_scene import level_codes
+from lightning_modules.functional.language_field.sparse_codes import SparseCodes, densify_codes
 from lightning_modules.language_field import LanguageFieldModule
 
 # Kept coefficients of zero stay above the entries that are not kept, so that LangSplatV2's top-k picks the kept ones.

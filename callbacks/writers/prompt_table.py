@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from datamodules.readers.atomic_files import replacing
-from lightning_modules.functional.view_answers import PromptAnswers
+from lightning_modules.functional.answers.view_answers import PromptAnswers
 
 COLUMNS = (
     "view", "prompt", "level", "chosen", "level_score", "peak", "peak_x", "peak_y", "mean_in_mask", "mask_area"

@@ -11,17 +11,17 @@ from torch import Tensor
 
 from datamodules.readers.atomic_files import replacing
 from datamodules.readers.gaussians import write_gaussian_ply
-from lightning_modules.functional.colour_maps import class_colours, turbo
-from lightning_modules.functional.gaussian_components import (
+from lightning_modules.functional.answers.gaussian_components import (
     ObjectBox,
     SelectionSettings,
     linked_groups,
     object_boxes,
     stretch,
 )
-from lightning_modules.functional.gaussian_initialisation import constant_harmonics
-from lightning_modules.functional.gaussians import GaussianScene
-from lightning_modules.functional.language_scene import LanguageScene
+from lightning_modules.functional.answers.language_scene import LanguageScene
+from lightning_modules.functional.colour_maps import class_colours, turbo
+from lightning_modules.functional.splatting.gaussian_initialisation import constant_harmonics
+from lightning_modules.functional.splatting.gaussians import GaussianScene
 
 NO_LABEL_COLOUR = (0.35, 0.35, 0.35)
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from lightning_modules.functional.gaussians import GaussianScene
+from lightning_modules.functional.splatting.gaussians import GaussianScene
 
 SH_REST_COUNTS = {0: 0, 9: 1, 24: 2, 45: 3}  # coefficients beyond the constant one -> degree
 

@@ -14,7 +14,7 @@ from datamodules.readers.atomic_files import replacing
 from datamodules.readers.gaussian_checks import SH_REST_COUNTS, checked_scene
 from datamodules.readers.langsplat_checkpoints import scene_of_capture
 from datamodules.readers.safe_pickles import load_pickled_tensors
-from lightning_modules.functional.gaussians import GaussianScene
+from lightning_modules.functional.splatting.gaussians import GaussianScene
 
 _PLY_GROUPS = {
     "means": ("x", "y", "z"),

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from datamodules.readers.atomic_files import replacing
 from datamodules.readers.gaussian_checks import checked_scene
 from datamodules.readers.safe_pickles import load_pickled_tensors
-from lightning_modules.functional.gaussians import GaussianScene
+from lightning_modules.functional.splatting.gaussians import GaussianScene
 
 # 3DGS's optimizer groups, in its order (which is not that of the tuple), and their learning rates.
 _GROUP_RATES = {

@@ -17,7 +17,7 @@ from rich.progress import track
 from typing_extensions import override
 
 from datamodules.depth_maps import DepthMapsDataModule
-from lightning_modules.functional.depth_range import DepthRange
+from lightning_modules.functional.depth_autoencoder.depth_range import DepthRange
 
 SETTINGS_FILE = "depth_scenes.json"
 IMAGE_SIZE = (120, 160)  # a quarter of a structured-light sensor's

@@ -10,7 +10,7 @@ from scipy.spatial import cKDTree
 from datamodules.synthetic.tabletop_photos import RayCaster
 from datamodules.synthetic.tabletop_rooms import World
 from datamodules.synthetic.tabletop_shapes import perpendicular_frame
-from lightning_modules.functional.gaussians import GaussianScene, matrices_to_quaternions
+from lightning_modules.functional.splatting.gaussians import GaussianScene, matrices_to_quaternions
 
 Floaters = Literal["isolated", "clumped", "faint", "none"]
 

@@ -6,8 +6,8 @@ from torch import Tensor
 from torchmetrics import Metric
 from typing_extensions import override
 
-from lightning_modules.functional.depth_range import DepthRange
-from lightning_modules.functional.masked_depth_losses import depth_ratio
+from lightning_modules.functional.depth_autoencoder.depth_range import DepthRange
+from lightning_modules.functional.depth_autoencoder.masked_depth_losses import depth_ratio
 
 
 class DepthErrors(Metric):

@@ -7,7 +7,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torchmetrics import MeanMetric, Metric
 
-from lightning_modules.functional.lerf_protocol import ProtocolSettings, best_level_masks, localize, segment
+from lightning_modules.functional.answers.lerf_protocol import ProtocolSettings, best_level_masks, localize, segment
 from lightning_modules.metrics.open_vocabulary import (
     LocalizationAccuracy,
     MeanOverPrompts,

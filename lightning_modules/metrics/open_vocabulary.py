@@ -8,7 +8,7 @@ from torch import Tensor
 from torchmetrics import Metric
 from typing_extensions import override
 
-from lightning_modules.functional.lerf_protocol import intersection_over_union
+from lightning_modules.functional.answers.lerf_protocol import intersection_over_union
 
 
 class MeanOverPrompts(Metric):

@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from typing_extensions import override
 
-from lightning_modules.functional.depth_range import DepthRange
+from lightning_modules.functional.depth_autoencoder.depth_range import DepthRange
 from lightning_modules.networks.residual_blocks import ResidualBlock, initialise_residual_blocks
 from lightning_modules.networks.semantic_encoder import LATENT_GRID, TOTAL_STRIDE, SemanticEncoder
 

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lightning_modules.functional.depth_range import DepthRange
+from lightning_modules.functional.depth_autoencoder.depth_range import DepthRange
 
 LAYERS = ("stem", "layer1", "layer2", "layer3", "layer4", "latent")
 MODEL_TYPE = "semantic_encoder"

@@ -4,8 +4,8 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from lightning_modules.functional.densification import Densification, inherited_moments, reset_opacities
-from lightning_modules.functional.gaussians import GaussianScene
+from lightning_modules.functional.splatting.densification import Densification, inherited_moments, reset_opacities
+from lightning_modules.functional.splatting.gaussians import GaussianScene
 
 
 class GaussianModel(nn.Module):

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from lightning_modules.functional.sparse_codes import SparseCodes, group_channels, top_k_softmax
+from lightning_modules.functional.language_field.sparse_codes import SparseCodes, group_channels, top_k_softmax
 
 # Stands for a coefficient of zero in logits: its softmax is below float32's resolution beside any real coefficient, yet
 # above underflow, so that exactly ``top_k`` coefficients stay different from zero as LangSplatV2's reader expects.

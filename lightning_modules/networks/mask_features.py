@@ -7,8 +7,8 @@ from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 from typing_extensions import override
 
+from lightning_modules.functional.language_features.tile_features import encode_tiles, tile_format
 from lightning_modules.functional.open_clip_loading import image_tower, load_open_clip, random_open_clip
-from lightning_modules.functional.tile_features import encode_tiles, tile_format
 
 Precision = Literal["auto", "float32", "bfloat16", "float16"]
 

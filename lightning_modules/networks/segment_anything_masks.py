@@ -26,8 +26,8 @@ from torch import Tensor, nn
 from torchvision.ops import box_area, nms
 from typing_extensions import override
 
-from lightning_modules.functional.mask_regions import remove_small_regions
-from lightning_modules.functional.mask_sources import MaskSet, MaskSource
+from lightning_modules.functional.language_features.mask_regions import remove_small_regions
+from lightning_modules.functional.language_features.mask_sources import MaskSet, MaskSource
 from lightning_modules.functional.open_clip_loading import UNREADABLE_WEIGHTS
 
 CHECKPOINTS = {

@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from typing_extensions import override
 
-from lightning_modules.functional.depth_range import DepthRange, scale_depth
+from lightning_modules.functional.depth_autoencoder.depth_range import DepthRange, scale_depth
 from lightning_modules.networks.encoder_files import (
     LAYERS,
     MODEL_TYPE,

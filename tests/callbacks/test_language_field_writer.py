@@ -1,8 +1,8 @@
 import torch
 
 from callbacks.writers.language_field import langsplat_logits
-from lightning_modules.functional.language_scene import level_codes
-from lightning_modules.functional.sparse_codes import SparseCodes, densify_codes
+from lightning_modules.functional.answers.language_scene import level_codes
+from lightning_modules.functional.language_field.sparse_codes import SparseCodes, densify_codes
 
 
 def langsplat_soft_code(logits: torch.Tensor, k: int) -> torch.Tensor:

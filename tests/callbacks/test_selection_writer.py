@@ -7,11 +7,11 @@ from plyfile import PlyData
 
 from callbacks.writers.selection import write_labels, write_selection
 from datamodules.readers.gaussians import read_gaussians
+from lightning_modules.functional.answers.gaussian_components import SelectionSettings, stretch
+from lightning_modules.functional.answers.language_scene import LanguageScene
 from lightning_modules.functional.colour_maps import class_colours, turbo
-from lightning_modules.functional.gaussian_components import SelectionSettings, stretch
-from lightning_modules.functional.language_scene import LanguageScene
-from lightning_modules.functional.sparse_codes import SparseCodes
-from lightning_modules.functional.spherical_harmonics import spherical_harmonics_colors
+from lightning_modules.functional.language_field.sparse_codes import SparseCodes
+from lightning_modules.functional.splatting.spherical_harmonics import spherical_harmonics_colors
 from tests.functional.random_scenes import isotropic_scene
 
 NUM_BASES = 4

@@ -7,7 +7,7 @@ import torch
 
 from callbacks.writers import semantic_encoder as writer
 from callbacks.writers.semantic_encoder import extract_semantic_encoder, verify_encoder_files, write_onnx
-from lightning_modules.functional.depth_range import DepthRange
+from lightning_modules.functional.depth_autoencoder.depth_range import DepthRange
 from lightning_modules.networks.depth_autoencoder import DepthAutoencoder
 from lightning_modules.networks.semantic_encoder import SemanticEncoder, create_semantic_encoder
 

@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 
 from datamodules.depth_maps import DepthMapsDataModule, random_crop, resize_nearest
-from lightning_modules.functional.depth_range import DepthRange, depth_of_scaled
+from lightning_modules.functional.depth_autoencoder.depth_range import DepthRange, depth_of_scaled
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from PIL import Image
 from datamodules.readers.rgbd import read_depth, read_rgbd_frames
 from datamodules.rgbd import RgbdDataModule, gaussians_of_points
 from lightning_modules.functional.cameras import back_project, project_points
-from lightning_modules.functional.rasterization import prepare_view, render
+from lightning_modules.functional.splatting.rasterization import prepare_view, render
 
 
 @pytest.fixture

@@ -10,8 +10,8 @@ from datamodules.readers.colmap import read_colmap_points
 from datamodules.synthetic.tabletop import TabletopDataModule, WorldSettings, view_names
 from datamodules.synthetic.tabletop_gaussians import FLOATER_BOUNDS
 from lightning_modules.functional.cameras import project_points
-from lightning_modules.functional.gaussians import quaternions_to_matrices
-from lightning_modules.functional.spherical_harmonics import spherical_harmonics_basis
+from lightning_modules.functional.splatting.gaussians import quaternions_to_matrices
+from lightning_modules.functional.splatting.spherical_harmonics import spherical_harmonics_basis
 
 SMALL = {"num_train_views": 2, "image_size": (64, 48), "num_gaussians": 1500, "objects_per_group": 1}
 

@@ -12,7 +12,7 @@ from datamodules.readers.language_features import write_language_features
 from datamodules.readers.lerf_labels import LabelledFrame, LabelledObject, write_lerf_label
 from datamodules.readers.text_embeddings import write_text_embeddings
 from lightning_modules.functional.cameras import Camera
-from lightning_modules.functional.gaussians import GaussianScene, quaternions_to_matrices
+from lightning_modules.functional.splatting.gaussians import GaussianScene, quaternions_to_matrices
 
 WIDTH, HEIGHT, CHANNELS = 32, 24, 8
 PHRASES = ("object", "things", "stuff", "texture", "mug", "old camera")

@@ -17,7 +17,7 @@ from datamodules.lerf import LerfDataModule
 from datamodules.readers.gaussians import read_gaussians
 from datamodules.readers.langsplat_checkpoints import read_langsplat_checkpoint
 from datamodules.readers.safe_pickles import load_pickled_tensors
-from lightning_modules.functional.gaussians import GaussianScene
+from lightning_modules.functional.splatting.gaussians import GaussianScene
 from lightning_modules.gaussian_rgb import GaussianRgbModule
 from tests.end_to_end.conftest import tiny_world
 from tests.end_to_end.test_golden import LossRecorder

@@ -15,9 +15,9 @@ from torch.optim import Optimizer
 
 from datamodules.readers.gaussians import read_gaussians
 from datamodules.readers.langsplat_checkpoints import read_langsplat_checkpoint
-from lightning_modules.functional.language_scene import render_language
-from lightning_modules.functional.rasterization import blending_weights, prepare_view, splat_codes
-from lightning_modules.functional.sparse_codes import SparseCodes
+from lightning_modules.functional.answers.language_scene import render_language
+from lightning_modules.functional.language_field.sparse_codes import SparseCodes
+from lightning_modules.functional.splatting.rasterization import blending_weights, prepare_view, splat_codes
 from tests.end_to_end.conftest import CONFIG, tiny_trainer, tiny_world
 
 ROOT = Path(__file__).parents[2]

@@ -13,7 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
-from lightning_modules.functional.language_scene import render_language
+from lightning_modules.functional.answers.language_scene import render_language
 from tests.end_to_end.conftest import CONFIG, tiny_trainer, tiny_world
 from train import main
 

@@ -23,10 +23,10 @@ from datamodules.readers.language_features import read_language_features
 from datamodules.readers.lerf_labels import rasterize_labels, read_lerf_labels
 from datamodules.synthetic.tabletop import arrangement_of
 from datamodules.synthetic.tabletop_images import TabletopImagesDataModule
-from lightning_modules.functional.graph_segmentation import GraphMasks
-from lightning_modules.functional.mask_nms import suppress_masks
-from lightning_modules.functional.mask_sources import MaskSet, MaskSource
-from lightning_modules.functional.mask_tiles import mask_map, mask_tiles
+from lightning_modules.functional.language_features.graph_segmentation import GraphMasks
+from lightning_modules.functional.language_features.mask_nms import suppress_masks
+from lightning_modules.functional.language_features.mask_sources import MaskSet, MaskSource
+from lightning_modules.functional.language_features.mask_tiles import mask_map, mask_tiles
 from lightning_modules.networks.mask_features import RandomTiles
 from tests.datamodules.test_posed_images import write_scene
 from tests.datamodules.tiny_scene import HEIGHT, WIDTH, random_scene

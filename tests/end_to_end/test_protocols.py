@@ -14,12 +14,12 @@ from datamodules.readers.gaussians import write_gaussian_ply
 from datamodules.readers.labels import read_labels
 from datamodules.readers.lerf_labels import LabelledFrame, LabelledObject, polygon_mask, write_lerf_label
 from datamodules.readers.text_embeddings import TextEmbeddingTable, write_text_embeddings
-from lightning_modules.functional.rasterization import render_codes
-from lightning_modules.functional.relevancy import contrast
-from lightning_modules.functional.sparse_codes import densify_codes
+from lightning_modules.functional.answers.relevancy import contrast
+from lightning_modules.functional.language_field.sparse_codes import densify_codes
+from lightning_modules.functional.splatting.rasterization import render_codes
 from tests.datamodules.tiny_scene import CHANNELS, HEIGHT, WIDTH, random_scene, unit, write_tiny_scene
-from tests.functional.test_lerf_protocol import literal_mean_rule
-from tests.functional.test_resized_language_map import bilinear
+from tests.functional.answers.test_lerf_protocol import literal_mean_rule
+from tests.functional.answers.test_resized_language_map import bilinear
 from train import main
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "language_field"

@@ -4,8 +4,8 @@ import torch
 from torch import Tensor
 
 from lightning_modules.functional.cameras import Camera
-from lightning_modules.functional.gaussians import GaussianScene, quaternions_to_matrices
-from lightning_modules.functional.sparse_codes import SparseCodes
+from lightning_modules.functional.language_field.sparse_codes import SparseCodes
+from lightning_modules.functional.splatting.gaussians import GaussianScene, quaternions_to_matrices
 
 
 def random_camera(seed: int, width: int = 53, height: int = 38) -> Camera:

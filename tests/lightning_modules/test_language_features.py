@@ -8,7 +8,7 @@ from jaxtyping import UInt8
 from torch import Tensor
 
 from datamodules.batches import Photograph, PixelTruth
-from lightning_modules.functional.graph_segmentation import GraphMasks
+from lightning_modules.functional.language_features.graph_segmentation import GraphMasks
 from lightning_modules.language_features import (
     LanguageFeatureModule,
     PhotoMasks,

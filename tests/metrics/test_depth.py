@@ -1,6 +1,6 @@
 import torch
 
-from lightning_modules.functional.depth_range import DepthRange
+from lightning_modules.functional.depth_autoencoder.depth_range import DepthRange
 from lightning_modules.metrics.depth import DepthErrors
 
 

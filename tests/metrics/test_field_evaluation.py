@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from lightning_modules.functional.lerf_protocol import ProtocolSettings, intersection_over_union, segment
+from lightning_modules.functional.answers.lerf_protocol import ProtocolSettings, intersection_over_union, segment
 from lightning_modules.metrics.field_evaluation import FieldEvaluation
 from lightning_modules.metrics.open_vocabulary import OverlapAccuracy
 

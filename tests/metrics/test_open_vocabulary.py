@@ -5,7 +5,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from lightning_modules.functional.lerf_protocol import intersection_over_union
+from lightning_modules.functional.answers.lerf_protocol import intersection_over_union
 from lightning_modules.metrics.open_vocabulary import LocalizationAccuracy, OpenVocabularyIoU
 
 PROMPTS = ("cup", "fork", "plate")

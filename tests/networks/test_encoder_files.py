@@ -9,7 +9,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from lightning_modules.functional.depth_range import DepthRange
+from lightning_modules.functional.depth_autoencoder.depth_range import DepthRange
 from lightning_modules.networks.depth_autoencoder import DepthAutoencoder
 from lightning_modules.networks.encoder_files import read_encoder_weights
 from lightning_modules.networks.semantic_encoder import SemanticEncoder, create_semantic_encoder

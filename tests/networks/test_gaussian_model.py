@@ -3,7 +3,7 @@ import copy
 import torch
 from torch import nn
 
-from lightning_modules.functional.densification import Densification
+from lightning_modules.functional.splatting.densification import Densification
 from lightning_modules.networks.gaussian_model import GaussianModel
 from tests.datamodules.tiny_scene import random_scene
 

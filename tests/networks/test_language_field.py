@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from lightning_modules.functional.sparse_codes import densify_codes
+from lightning_modules.functional.language_field.sparse_codes import densify_codes
 from lightning_modules.networks.language_field import LanguageField
 
 

@@ -4,8 +4,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from lightning_modules.functional.language_features.tile_features import encode_tiles
 from lightning_modules.functional.open_clip_loading import image_tower, random_open_clip
-from lightning_modules.functional.tile_features import encode_tiles
 from lightning_modules.networks.mask_features import OpenClipTiles, RandomTiles, TileEncoder
 
 TINY_CLIP = {

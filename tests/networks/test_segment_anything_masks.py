@@ -11,8 +11,8 @@ from safetensors.torch import save_file
 from segment_anything import SamAutomaticMaskGenerator, SamPredictor, sam_model_registry
 from torch import Tensor
 
-from lightning_modules.functional.mask_regions import remove_small_regions
-from lightning_modules.functional.mask_sources import MaskSource
+from lightning_modules.functional.language_features.mask_regions import remove_small_regions
+from lightning_modules.functional.language_features.mask_sources import MaskSource
 from lightning_modules.networks import segment_anything_masks
 from lightning_modules.networks.segment_anything_masks import SegmentAnythingMasks, SlotMaskGenerator
 from tests.networks.tiny_segment_anything import build_tiny_sam, disk_sam

@@ -3,7 +3,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from lightning_modules.functional.depth_range import DepthRange, scale_depth
+from lightning_modules.functional.depth_autoencoder.depth_range import DepthRange, scale_depth
 from lightning_modules.networks.depth_autoencoder import DepthAutoencoder
 from lightning_modules.networks.semantic_encoder import LAYERS, SemanticEncoder, create_semantic_encoder
 

@@ -7,12 +7,12 @@ from torch import Tensor
 
 from callbacks.viewing.renderer import ViewedScene
 from callbacks.viewing.sessions import ViewerContent
+from lightning_modules.functional.answers.language_scene import LanguageScene
+from lightning_modules.functional.answers.lerf_protocol import ProtocolSettings
 from lightning_modules.functional.cameras import Camera
-from lightning_modules.functional.gaussian_initialisation import constant_harmonics
-from lightning_modules.functional.gaussians import GaussianScene
-from lightning_modules.functional.language_scene import LanguageScene
-from lightning_modules.functional.lerf_protocol import ProtocolSettings
-from lightning_modules.functional.sparse_codes import SparseCodes
+from lightning_modules.functional.language_field.sparse_codes import SparseCodes
+from lightning_modules.functional.splatting.gaussian_initialisation import constant_harmonics
+from lightning_modules.functional.splatting.gaussians import GaussianScene
 
 BALLS = ("red ball", "green ball", "blue ball")
 COLOURS = torch.tensor([[0.9, 0.1, 0.1], [0.1, 0.8, 0.1], [0.15, 0.2, 0.9]])

@@ -12,7 +12,7 @@ from callbacks.viewing.browser_cameras import (
     scene_up,
 )
 from lightning_modules.functional.cameras import project_points, resize_camera
-from lightning_modules.functional.gaussians import quaternions_to_matrices
+from lightning_modules.functional.splatting.gaussians import quaternions_to_matrices
 from tests.callbacks.viewing.shelf import aside, front
 from tests.functional.random_scenes import random_camera
 

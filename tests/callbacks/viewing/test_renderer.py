@@ -14,12 +14,12 @@ from callbacks.viewing.renderer import (
     needs_language,
     phrases_at,
 )
+from lightning_modules.functional.answers.language_scene import render_language
+from lightning_modules.functional.answers.lerf_protocol import ProtocolSettings
+from lightning_modules.functional.answers.view_answers import Prompts, answer_prompts
 from lightning_modules.functional.cameras import project_points
 from lightning_modules.functional.colour_maps import heat, mask_overlay, outlined, overlay
-from lightning_modules.functional.language_scene import render_language
-from lightning_modules.functional.lerf_protocol import ProtocolSettings
-from lightning_modules.functional.rasterization import prepare_view, render
-from lightning_modules.functional.view_answers import Prompts, answer_prompts
+from lightning_modules.functional.splatting.rasterization import prepare_view, render
 from tests.callbacks.viewing.shelf import BALLS, CENTRES, encode, front, shelf
 
 PROTOCOL = ProtocolSettings(pool_scaling="relative")

@@ -13,7 +13,7 @@ from callbacks.viewing.renderer import Answer, Renderer
 from callbacks.viewing.sessions import FRAMES_PER_SECOND, Here, Look, Session
 from callbacks.viewing.video import encode_video, find_ffmpeg
 from datamodules.readers.gaussians import read_gaussians
-from lightning_modules.functional.gaussian_components import SelectionSettings
+from lightning_modules.functional.answers.gaussian_components import SelectionSettings
 from tests.callbacks.viewing.shelf import BALLS, CENTRES, PER_BALL, aside, content, front, shelf
 
 

@@ -14,8 +14,8 @@ from callbacks.viewer import Viewer, serve, viewed_scene
 from callbacks.viewing import server as server_module
 from callbacks.viewing.renderer import ViewedScene
 from callbacks.viewing.server import SceneServer, check_address
-from lightning_modules.functional.gaussians import GaussianScene
-from lightning_modules.functional.language_scene import LanguageScene
+from lightning_modules.functional.answers.language_scene import LanguageScene
+from lightning_modules.functional.splatting.gaussians import GaussianScene
 from tests.callbacks.viewing.shelf import aside, content, encode, front, shelf
 
 

@@ -11,7 +11,7 @@ from plyfile import PlyData, PlyElement
 
 from datamodules.readers.gaussians import read_gaussians, write_gaussian_ply
 from datamodules.readers.langsplat_checkpoints import read_langsplat_checkpoint, write_langsplat_checkpoint
-from lightning_modules.functional.gaussians import GaussianScene
+from lightning_modules.functional.splatting.gaussians import GaussianScene
 from tests.datamodules.tiny_scene import random_scene
 
 

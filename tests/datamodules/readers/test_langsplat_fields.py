@@ -5,7 +5,7 @@ import torch
 
 from datamodules.readers.langsplat_checkpoints import write_gaussian_checkpoint, write_langsplat_checkpoint
 from datamodules.readers.langsplat_fields import read_langsplat_field
-from lightning_modules.functional.gaussians import GaussianScene
+from lightning_modules.functional.splatting.gaussians import GaussianScene
 from tests.datamodules.tiny_scene import random_scene
 
 LAYERS, SIZE, CHANNELS = 2, 5, 8

@@ -1,0 +1,1 @@
+"""Prompts to relevancy, masks and selected Gaussians, and the protocols that score them."""

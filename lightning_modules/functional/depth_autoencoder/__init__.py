@@ -1,0 +1,1 @@
+"""Depth ranges and losses over valid pixels."""

@@ -1,0 +1,1 @@
+"""Features on Gaussians: lifting, codebooks, sparse codes."""

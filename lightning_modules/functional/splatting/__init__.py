@@ -1,0 +1,1 @@
+"""Gaussians to pixels, and back by gradients."""
