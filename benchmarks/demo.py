@@ -8,7 +8,6 @@ before, as a second run finds them; the world is made anew.
 
 import argparse
 import json
-import os
 import resource
 import subprocess
 import sys
@@ -25,7 +24,6 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seed", type=int, default=1, help="of the world")
     args = parser.parse_args()
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     with tempfile.TemporaryDirectory() as folder:
         flags = [f"--data.init_args.root={folder}/world", f"--data.init_args.seed={args.seed}"]
         flags += [f"--trainer.logger.init_args.save_dir={folder}/runs"]

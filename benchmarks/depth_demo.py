@@ -8,7 +8,6 @@ scenes are six, so chance is 17 %.
 
 import argparse
 import json
-import os
 import tempfile
 from pathlib import Path
 
@@ -21,7 +20,6 @@ CONFIG = "configs/depth_autoencoder/demo.yaml"
 def main() -> None:
     """Runs both commands in an empty folder and reports."""
     argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     with tempfile.TemporaryDirectory() as folder:
         flags = [f"--data.init_args.root={folder}/world", f"--trainer.logger.init_args.save_dir={folder}/runs"]
         fit = run("fit", *flags, config=CONFIG)

@@ -7,7 +7,6 @@ The baseline is the world's own Gaussians, which know the surfaces but no photog
 
 import argparse
 import json
-import os
 import tempfile
 from pathlib import Path
 
@@ -25,7 +24,6 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seed", type=int, default=1, help="of the world")
     args = parser.parse_args()
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     with tempfile.TemporaryDirectory() as folder:
         world = Path(folder, "world")
         flags = [f"--data.init_args.root={world}", f"--data.init_args.seed={args.seed}"]

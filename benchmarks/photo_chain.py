@@ -9,7 +9,6 @@ baselines are the same field on the world's own Gaussians and masks, one replace
 
 import argparse
 import json
-import os
 import tempfile
 from pathlib import Path
 
@@ -24,7 +23,6 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seed", type=int, default=1, help="of the world")
     args = parser.parse_args()
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     with tempfile.TemporaryDirectory() as folder:
         world = [f"--data.init_args.root={folder}/world", f"--data.init_args.seed={args.seed}"]
         world.append(f"--trainer.logger.init_args.save_dir={folder}/runs")

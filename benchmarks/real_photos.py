@@ -9,7 +9,6 @@ lifted and polished on four views. The baselines are the Gaussians as depth has 
 
 import argparse
 import json
-import os
 import tempfile
 from pathlib import Path
 
@@ -29,7 +28,6 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=200, help="of training the Gaussians")
     parser.add_argument("--size", type=int, nargs=2, default=(320, 240), help="width and height of the photographs")
     args = parser.parse_args()
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     with tempfile.TemporaryDirectory() as folder:
         figures = measure_chain(args.source, Path(folder), args.steps, tuple(args.size))
     keys = ("psnr", "psnr_covered", "coverage", "cosine", "cosine_shuffled", "cpu_s")
