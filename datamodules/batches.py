@@ -152,7 +152,7 @@ class SceneFrames(NamedTuple):
         instances: B tensors [N_b] int64 object id in the scene, -1 = none; None where unknown.
         superpoints: B tensors [N_b] int64 contiguous group of each point, or None.
         vertex_ids: B tensors [N_b] int64 the same surface point has the same id in all frames of its scene (a mesh
-            vertex, or its voxel); None where unknown.
+            vertex, or its voxel), -1 = no vertex within 5 cm; None where unknown.
     """
 
     scenes: tuple[str, ...]

@@ -1,0 +1,1 @@
+"""ScanNet in the layouts it is used in, behind one interface."""
