@@ -1,0 +1,1 @@
+"""Points and views together: neighbourhoods, dense CLIP tokens, losses of fused features."""
