@@ -1,0 +1,1 @@
+"""Meshes, sparse signed distances, sparse convolution, alignment and codes of the shape tokenizer."""
