@@ -4,11 +4,14 @@ Lightning keeps any DistributedSampler and tells it the epoch; these also work w
 """
 
 from collections.abc import Iterator
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed
 from torch.utils.data import Dataset
 from torch.utils.data.distributed import DistributedSampler
+
+Item = TypeVar("Item")  # a view's position, or what a sampler of whole batches draws
 
 
 def process_rank() -> tuple[int, int]:
@@ -18,7 +21,7 @@ def process_rank() -> tuple[int, int]:
     return 1, 0
 
 
-class _EpochOrder(Iterator[int]):
+class _EpochOrder(Iterator[Item]):
     """One epoch's order with a position in it, both restored by StatefulDataLoader.
 
     Lightning makes the iterator of a resumed run before it tells the sampler the epoch, so the epoch is kept here.
@@ -28,7 +31,7 @@ class _EpochOrder(Iterator[int]):
         self._sampler = sampler
         self._go_to(sampler.epoch, 0)
 
-    def __next__(self) -> int:
+    def __next__(self) -> Item:
         if self._position == len(self._order):
             raise StopIteration
         self._position += 1
@@ -44,7 +47,7 @@ class _EpochOrder(Iterator[int]):
 
     def _go_to(self, epoch: int, position: int) -> None:
         self._epoch, self._position = epoch, position
-        self._order = self._sampler.order_of_epoch(epoch)
+        self._order: list[Any] = self._sampler.order_of_epoch(epoch)
 
 
 class ShuffledViews(DistributedSampler):
