@@ -1,0 +1,1 @@
+"""The sparse-SDF VQVAE: sparse tensors, convolution, attention, encoder, decoder, quantizers."""
