@@ -19,16 +19,6 @@ class CubeSymmetry(NamedTuple):
     axes: tuple[int, int, int]
     mirrored: tuple[bool, bool, bool]
 
-    def after(self, first: "CubeSymmetry") -> "CubeSymmetry":
-        """Returns the symmetry that does ``first``, then this."""
-        x, y, z = ((first.axes[axis], first.mirrored[axis] != flip) for axis, flip in zip(*self, strict=True))
-        return CubeSymmetry((x[0], y[0], z[0]), (x[1], y[1], z[1]))
-
-    def inverse(self) -> "CubeSymmetry":
-        """Returns the symmetry that undoes this."""
-        x, y, z = (self.axes.index(axis) for axis in range(3))
-        return CubeSymmetry((x, y, z), (self.mirrored[x], self.mirrored[y], self.mirrored[z]))
-
 
 CUBE_SYMMETRIES: tuple[CubeSymmetry, ...] = tuple(
     CubeSymmetry(axes, mirrored)  # type: ignore[arg-type]  # itertools does not tell lengths

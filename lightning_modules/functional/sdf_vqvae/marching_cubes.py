@@ -46,7 +46,7 @@ def marching_cubes(
         level.
 
     Raises:
-        ValueError: If grid points are outside the grid or given twice, or if a distance is not finite.
+        ValueError: If the grid has no cell, grid points are outside it or given twice, or a distance is not finite.
     """
     grid = _sorted_grid(coords, sdf, resolution)
     lowest, cases = _crossed_cells(grid, level)
@@ -100,6 +100,8 @@ def _addresses(
 
 
 def _sorted_grid(coords: Int[Tensor, "voxels 3"], sdf: Float[Tensor, " voxels"], resolution: int) -> _Grid:
+    if resolution < 2:
+        raise ValueError(f"resolution must be 2 or more, got {resolution}; a cell has two grid points along each axis.")
     if len(coords) and (int(coords.min()) < 0 or int(coords.max()) >= resolution):
         raise ValueError(
             f"Grid points have coordinates from {int(coords.min())} to {int(coords.max())}, but a grid of resolution "

@@ -14,6 +14,7 @@ CUBE_FILL = 0.95
 """Half the side of the box that a normalised mesh fills in the cube [-1, 1]^3, as in Direct3D-S2."""
 
 _FLAT = 1e-6  # twice the area over the sum of the squared sides; Warp's queries pass over faces below it
+_MOST_CLOSE = 100  # vertices within the tolerance of one, itself included, on average; corners of faces are some six
 
 
 class TriangleMesh(NamedTuple):
@@ -113,14 +114,18 @@ def merge_vertices(mesh: TriangleMesh, tolerance: float = 1e-6) -> TriangleMesh:
     Args:
         mesh: Any mesh that :func:`check_mesh` accepts.
         tolerance: Where exactly equal positions leave the mesh open, chains of vertices closer than this part of the
-            longest side are joined, too (some exporters write 0 as 1e-16). 0 = exact only.
+            longest side are joined, too (some exporters write 0 as 1e-16), unless that is most of the mesh: a stray
+            vertex can be a million times farther than the rest is large. 0 = exact only.
     """
     exact = _merge(mesh, _row_ids(mesh.vertices))
     if tolerance == 0 or len(exact.faces) == 0 or is_closed(exact):
         return exact
     vertices = exact.vertices.double()
     distance = tolerance * float((vertices.amax(dim=0) - vertices.amin(dim=0)).max())
-    pairs = cKDTree(vertices.cpu().numpy()).query_pairs(distance, output_type="ndarray")
+    tree = cKDTree(vertices.cpu().numpy())
+    if tree.count_neighbors(tree, distance) > _MOST_CLOSE * len(vertices):
+        return exact
+    pairs = tree.query_pairs(distance, output_type="ndarray")
     if len(pairs) == 0:
         return exact
     links = coo_array((np.ones(len(pairs)), pairs.T), shape=(len(vertices), len(vertices)))

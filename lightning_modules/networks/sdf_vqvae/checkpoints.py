@@ -1,23 +1,17 @@
-"""Weights of sparse SDF autoencoders from files: Direct3D-S2's and TRELLIS's kind, and our own.
+"""Weights of sparse SDF autoencoders from files: Direct3D-S2's and TRELLIS's kind, and our own."""
 
-Nothing in a file is executed: ``.safetensors`` holds no code, and all else is read with ``weights_only=True``.
-"""
-
-import pickle
 import re
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
-import torch
 from jaxtyping import Float
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from lightning_modules.networks.weight_files import read_checkpoint, shortened, weights_in
+
 _CONTAINERS = ("vae", "state_dict", "model_state_dict", "model")  # where files keep weights: Direct3D-S2's, Lightning's
-_WRAPPERS = ("module", "_orig_mod")  # DataParallel's and torch.compile's
 _LAYERS = ("input_layer1", "input_layer", "downsample", "upsample", "blocks", "out_layer")
 
 
@@ -66,10 +60,11 @@ class VaeWeights(NamedTuple):
             "encoder.input_layer.weight",
         )
         missing = [name for name in telling if name not in self.state]
-        if missing:
+        if missing or self.state[telling[0]].ndim != 2:
+            missing = missing or [telling[0]]
             raise ValueError(
                 f"{self.path}: latent size and depth cannot be read off the weights, for {', '.join(missing)} "
-                f"{'is' if len(missing) == 1 else 'are'} missing. Give a file with the whole encoder."
+                f"{'is' if len(missing) == 1 else 'are'} missing or no matrix. Give a file with the whole encoder."
             )
         outputs, channels = self.state["encoder.out_layer.weight"].shape
         return VaeArchitecture(outputs // 2, channels, self._count("blocks"), 2 ** self._count("downsample"))
@@ -126,7 +121,7 @@ def read_vae_weights(path: str | Path) -> VaeWeights:
         ValueError: If it is no checkpoint, asks for more than tensors and builtins, or holds no such weights.
     """
     path = Path(path)
-    tensors = _tensors(_read(path), path)
+    tensors = weights_in(read_checkpoint(path), _CONTAINERS, path)
     prefix, half = _place(tensors, path)
     inside = {half + name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
     layout: Literal["torchsparse", "spconv"] = "spconv"
@@ -136,6 +131,11 @@ def read_vae_weights(path: str | Path) -> VaeWeights:
             others[name] = tensor
         elif name.endswith(".conv.kernel"):
             layout = "torchsparse"
+            if tensor.ndim != 2 and not (tensor.ndim == 3 and len(tensor) in (1, 27)):
+                raise ValueError(
+                    f"{path}: {name} is {list(tensor.shape)}; allowed: kernels of size 3, [27, inputs, outputs], or of "
+                    "size 1, [inputs, outputs]. The file is of another network."
+                )
             state[name.removesuffix("kernel") + "weight"] = spconv_kernel(tensor)
         else:
             state[name] = tensor
@@ -217,49 +217,6 @@ def _advice(weights: VaeWeights) -> str:
     return f"The file's weights are those of {settings}."
 
 
-def _read(path: Path) -> Mapping[str, Any]:
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"{path} {'is a folder' if path.is_dir() else 'does not exist'}; allowed: a checkpoint file (.ckpt, .pt, "
-            ".pth, .bin, .safetensors)."
-        )
-    try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        asked_for = re.search(r"GLOBAL (\S+)", str(error))
-        reason = f"it asks for {asked_for[1]}" if asked_for else "it is damaged, or no torch.save file"
-        raise ValueError(
-            f"{path} was refused: {reason}; allowed are tensors and Python builtins. Nothing in it was executed. If "
-            "you trust where it comes from, load it there and save its state_dict alone."
-        ) from error
-    except (SafetensorError, RuntimeError, EOFError, OSError, ValueError, KeyError, IndexError) as error:
-        reason = " ".join(str(error).split())[:160] or "it is empty"
-        raise ValueError(f"{path} cannot be read as a checkpoint ({reason}). Copy it again.") from error
-    if not isinstance(content, Mapping):
-        raise ValueError(
-            f"{path} holds a {type(content).__name__}; allowed: a dict of weights, or a checkpoint with one. Save "
-            "model.state_dict()."
-        )
-    return content
-
-
-def _tensors(content: Mapping[str, Any], path: Path) -> dict[str, Tensor]:
-    place = next((content[name] for name in _CONTAINERS if isinstance(content.get(name), Mapping)), content)
-    tensors = {
-        ".".join(part for part in str(name).split(".") if part not in _WRAPPERS): value
-        for name, value in place.items()
-        if isinstance(value, Tensor)
-    }
-    if not tensors:
-        raise ValueError(
-            f"{path} holds no weights, only {', '.join(map(str, content)) or 'nothing'}. Allowed: a state dict, or a "
-            f"checkpoint with one under {', '.join(_CONTAINERS)}."
-        )
-    return tensors
-
-
 def _place(names: Mapping[str, Tensor], path: Path) -> tuple[str, str]:
     """Returns what stands before ``encoder.`` and ``decoder.``, and the half's name where it is alone and without."""
     found: Counter[str] = Counter()
@@ -272,10 +229,9 @@ def _place(names: Mapping[str, Tensor], path: Path) -> tuple[str, str]:
         for half, telling in (("encoder.", "downsample"), ("decoder.", "upsample")):
             if telling in firsts and "input_layer" in firsts:
                 return "", half
-        shown = ", ".join(sorted(names)[:8])
         raise ValueError(
             f"{path} holds no sparse SDF autoencoder: no weight is named encoder.* or decoder.* with "
-            f"{', '.join(_LAYERS)}; it has {shown}{' ...' if len(names) > 8 else ''}."
+            f"{', '.join(_LAYERS)}; it has {shortened(sorted(names))}."
         )
     ranked = found.most_common()
     if len(ranked) > 1 and ranked[0][1] == ranked[1][1]:

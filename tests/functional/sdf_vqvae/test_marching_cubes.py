@@ -184,5 +184,7 @@ def test_impossible_grids_are_refused() -> None:
         marching_cubes(coords - 1, sdf, 4)
     with pytest.raises(ValueError, match=r"2 of 66 grid points are given twice.*\[0, 1, 2\]"):
         marching_cubes(torch.cat([coords, coords[[6, 9]]]), torch.cat([sdf, sdf[:2]]), 4)
+    with pytest.raises(ValueError, match="resolution must be 2 or more, got 1"):
+        marching_cubes(coords[:1], sdf[:1], 1)
     with pytest.raises(ValueError, match="1 of 64 signed distances"):
         marching_cubes(coords, sdf.index_fill(0, torch.tensor(3), torch.nan), 4)

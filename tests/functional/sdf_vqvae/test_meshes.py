@@ -70,6 +70,14 @@ def test_merging_joins_both_zeros_and_what_exporters_round_apart() -> None:
     assert is_watertight(merge_vertices(noisy))
 
 
+def test_a_stray_vertex_far_away_joins_nothing_else() -> None:
+    mesh = sphere(1e-8, 5)
+    far = torch.tensor([[1.0, 1, 1], [1, 1, 0.9], [1, 0.9, 1]])
+    num = len(mesh.vertices)
+    stray = TriangleMesh(torch.cat([mesh.vertices, far]), torch.cat([mesh.faces[5:], num + torch.arange(3)[None]]))
+    assert len(merge_vertices(stray).faces) == len(mesh.faces) - 4
+
+
 def test_merging_drops_repeated_and_collapsed_faces_and_unused_vertices() -> None:
     mesh = sphere(0.5, 1)
     faces = torch.cat([mesh.faces, mesh.faces[3:5].roll(1, dims=1), torch.tensor([[4, 4, 7], [9, 2, 9]])])

@@ -153,7 +153,7 @@ def test_files_that_are_no_autoencoder_are_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"holds no sparse SDF autoencoder.*it has bias, weight"):
         read_vae_weights(tmp_path / "linear.pt")
     torch.save({"epoch": 3}, tmp_path / "none.pt")
-    with pytest.raises(ValueError, match="holds no weights, only epoch"):
+    with pytest.raises(ValueError, match="holds no weights; it has epoch"):
         read_vae_weights(tmp_path / "none.pt")
     torch.save([1], tmp_path / "list.pt")
     with pytest.raises(ValueError, match="holds a list"):
@@ -163,6 +163,9 @@ def test_files_that_are_no_autoencoder_are_named(tmp_path: Path) -> None:
         (tmp_path / name).write_bytes((tmp_path / "whole.ckpt").read_bytes()[:5000])
         with pytest.raises(ValueError, match=f"{name} (cannot be read|was refused)"):
             read_vae_weights(tmp_path / name)
+    torch.save({"encoder.downsample.0.out_layers.0.conv.kernel": torch.ones(8, 3, 5)}, tmp_path / "even.pt")
+    with pytest.raises(ValueError, match=r"even\.pt: encoder\.down.*kernel is \[8, 3, 5\]; allowed: kernels of size 3"):
+        read_vae_weights(tmp_path / "even.pt")
     state = networks().state_dict()
     torch.save({f"{copy}.{name}": tensor for copy in ("a", "b") for name, tensor in state.items()}, tmp_path / "two.pt")
     with pytest.raises(ValueError, match=r"holds several autoencoders, under 'a\.', 'b\.'"):
