@@ -2,6 +2,7 @@
 
 import json
 import os
+import tempfile
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -18,7 +19,13 @@ from datamodules.readers.meshes import read_mesh
 from datamodules.readers.sparse_sdf import StoredSdf, read_origin, read_sparse_sdf, write_sparse_sdf
 from lightning_modules.functional.sdf_vqvae.latent_crops import largest_latent_crop
 from lightning_modules.functional.sdf_vqvae.mesh_distance import Sign, sparse_sdf
-from lightning_modules.functional.sdf_vqvae.meshes import is_closed, merge_vertices, normalised
+from lightning_modules.functional.sdf_vqvae.meshes import (
+    TriangleMesh,
+    is_closed,
+    merge_vertices,
+    mesh_report,
+    normalised,
+)
 
 OpenMeshes = Literal["refuse", "winding", "unsigned"]
 FAILURES_SHOWN = 40
@@ -106,10 +113,14 @@ def prepare_shapes(root: Path, cache: Path, settings: SdfSettings, num_threads: 
 
     Raises:
         FileNotFoundError: As :func:`find_sources`.
-        ValueError: As :func:`find_sources`, and if no shape is left.
+        ValueError: As :func:`find_sources`, if no shape is left, or the cache cannot be written to or would be taken
+            for shapes.
     """
+    _check_place(root, cache)
     sources = find_sources(root)
     known = _read_list(cache, settings)
+    if not known:
+        _check_writable(_folder(cache, settings))
     ready: dict[str, dict[str, Any]] = {}
     failures: dict[str, str] = {}
     pool = ThreadPoolExecutor(num_threads)
@@ -131,13 +142,14 @@ def prepare_shapes(root: Path, cache: Path, settings: SdfSettings, num_threads: 
     if not ready:
         name, reason = next(iter(sorted(failures.items())))
         raise ValueError(f"{root}: none of {len(sources)} shapes can be used. The first, {name}: {reason}")
-    with replacing(_list_file(cache, settings)) as temporary:
-        temporary.write_text(json.dumps({"settings": settings._asdict(), "shapes": dict(sorted(ready.items()))}))
+    if ready != known:  # what others prepared may be read-only here
+        with replacing(_list_file(cache, settings)) as temporary:
+            temporary.write_text(json.dumps({"settings": settings._asdict(), "shapes": dict(sorted(ready.items()))}))
     open_names = [name for name, entry in sorted(ready.items()) if entry["is_open"]]
     if open_names:
         word = "have no inside" if settings.open_meshes == "unsigned" else "are signed by their winding number, a guess"
         rank_zero_warn(f"{len(open_names)} meshes are open and {word}: {', '.join(open_names[:8])} (open_meshes).")
-    num_meshes = sum(sources[name].suffix != ".npz" for name in ready)
+    num_meshes = sum(not _holds_distance(sources[name].suffix) for name in ready)
     rank_zero_info(f"{len(ready)} shapes are ready, {num_meshes} of them meshes; {len(failures)} are left out.")
 
 
@@ -166,7 +178,7 @@ def _prepare(
     status = source.stat()
     stamp = {"suffix": source.suffix, "size": status.st_size, "mtime_ns": status.st_mtime_ns}
     known = known if known is not None and stamp.items() <= known.items() else None
-    if source.suffix == ".npz":
+    if _holds_distance(source.suffix):
         if known is not None:
             return known
         stored = read_sparse_sdf(source)
@@ -194,14 +206,14 @@ def mesh_to_sdf(source: Path, settings: SdfSettings, device: str = "cpu") -> tup
     mesh = merge_vertices(read_mesh(source))
     is_open = not is_closed(mesh)
     if is_open and settings.open_meshes == "refuse":
+        report = mesh_report(mesh)
         raise ValueError(
-            f"{source} has an open surface (edges with an odd number of faces), so inside and outside are not told "
-            "apart. Close it, or set data.init_args.open_meshes to winding (signs by the winding number: right where "
-            "holes are small) or unsigned (no inside)."
+            f"{source} has an open surface ({report.num_open_edges} edges of one face, {report.num_crowded_edges} of "
+            "more than two), so inside and outside are not told apart. Close it, or set data.init_args.open_meshes to "
+            "winding (signs by the winding number: right where holes are small) or unsigned (no inside)."
         )
-    if settings.normalise:
-        mesh, _ = normalised(mesh)
-    elif mesh.vertices.abs().max() > 1:
+    mesh = normalised(mesh)[0] if settings.normalise else TriangleMesh(mesh.vertices.float(), mesh.faces)
+    if mesh.vertices.abs().max() > 1:
         raise ValueError(
             f"{source} reaches {float(mesh.vertices.abs().max()):.4g}, out of the cube; allowed: -1 to 1. Scale it, or "
             "set data.init_args.normalise=true."
@@ -231,6 +243,27 @@ def _counted(stored: StoredSdf, settings: SdfSettings) -> dict[str, int]:
     return {"voxels": voxels, "crop_voxels": largest}
 
 
+def _check_place(root: Path, cache: Path) -> None:
+    place, shapes = cache.resolve(), root.resolve()
+    if place.is_relative_to(shapes) and not any(part.startswith(".") for part in place.relative_to(shapes).parts):
+        raise ValueError(
+            f"data.init_args.cache is {cache}, inside of {root}, where what is kept there would be taken for shapes; "
+            f"allowed: a folder elsewhere, or a hidden one such as {root / '.sparse_sdf'}."
+        )
+
+
+def _check_writable(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise ValueError(
+            f"{folder} cannot be written to ({error.strerror}), but prepared shapes are kept there. Give another "
+            "folder as data.init_args.cache."
+        ) from error
+
+
 def _folder(cache: Path, settings: SdfSettings) -> Path:
     scale = "" if settings.normalise else "_as_is"
     return cache / f"{settings.resolution}_{settings.band:g}_{settings.open_meshes}{scale}"
@@ -248,7 +281,13 @@ def _read_list(cache: Path, settings: SdfSettings) -> dict[str, dict[str, Any]]:
 
 
 def _distance_file(name: str, root: Path, cache: Path, settings: SdfSettings, entry: dict[str, Any]) -> Path:
-    return (root if entry["suffix"] == ".npz" else _folder(cache, settings)) / f"{name}.npz"
+    if _holds_distance(entry["suffix"]):
+        return root / f"{name}{entry['suffix']}"
+    return _folder(cache, settings) / f"{name}.npz"
+
+
+def _holds_distance(suffix: str) -> bool:
+    return suffix.lower() == ".npz"
 
 
 def _failure_table(failures: dict[str, str], total: int) -> Table:

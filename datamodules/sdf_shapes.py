@@ -20,6 +20,7 @@ from lightning_modules.functional.sdf_vqvae.cube_symmetries import CUBE_SYMMETRI
 from lightning_modules.functional.sdf_vqvae.latent_crops import latent_crop
 
 BYTES_PER_VOXEL = 16  # three coordinates and a distance
+MOST_THREADS = 8  # unless asked for: a mesh at 512^3 takes half a gigabyte, and uses several processors itself
 
 
 class SdfShapesDataModule(LightningDataModule):
@@ -47,7 +48,8 @@ class SdfShapesDataModule(LightningDataModule):
         test_files: Those for the test, likewise.
         predict_split: Which shapes ``predict`` sees: ``all``, ``train``, ``val`` or ``test``.
         cache: Where converted meshes are kept; by default ``<root>/.sparse_sdf``.
-        num_threads: Shapes converted at the same time; 0 = as many as there are processors.
+        num_threads: Shapes converted at the same time; 0 = as many as there are processors, 8 at most, for each takes
+            memory.
         device: Where meshes are converted: ``cpu`` or ``cuda``.
         num_workers: Processes that read batches; 0 reads in the training's own.
         cache_mib: Memory for shapes already read, in each reading process.
@@ -89,7 +91,7 @@ class SdfShapesDataModule(LightningDataModule):
         self.max_voxels_per_batch, self.augment = max_voxels_per_batch, augment
         self.val_fraction, self.test_fraction = val_fraction, test_fraction
         self.val_files, self.test_files, self.predict_split = val_files, test_files, predict_split
-        self.num_threads, self.device = num_threads or os.cpu_count() or 1, device
+        self.num_threads, self.device = num_threads or min(os.cpu_count() or 1, MOST_THREADS), device
         self.num_workers, self.cache_mib, self.seed = num_workers, cache_mib, seed
         self._splits: dict[str, SparseSdfDataset] = {}
 
@@ -101,26 +103,24 @@ class SdfShapesDataModule(LightningDataModule):
             FileNotFoundError: If there is no shape.
             ValueError: If none can be used, two have the same name, or there is no such device.
         """
-        if self.device.startswith("cuda") and not torch.cuda.is_available():
-            raise ValueError(f"device is {self.device}, but there is no CUDA here; allowed: cpu.")
+        allowed = ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",)
+        if self.device.split(":")[0] not in allowed:
+            raise ValueError(f"device is {self.device}; allowed here: {' or '.join(allowed)}.")
         prepare_shapes(self.root, self.cache, self.settings, self.num_threads, self.device)
 
     @override
     def setup(self, stage: str | None = None) -> None:
-        """Splits the shapes at the first call.
+        """Finds the shapes at the first call, and splits them at the first that needs it.
 
         Raises:
             FileNotFoundError: If they were not prepared, or a file with names is absent.
             ValueError: If there are too few to hold out any, a name is unknown, or a training shape, or a crop of it,
                 has more voxels than a batch may have.
         """
-        if "all" in self._splits:
-            return
-        shapes = ready_shapes(self.root, self.cache, self.settings)
-        self._splits["all"] = self._dataset(shapes)
-        if stage == "predict" and self.predict_split == "all":
-            return
-        self._split(shapes)
+        if "all" not in self._splits:
+            self._splits["all"] = self._dataset(ready_shapes(self.root, self.cache, self.settings))
+        if "train" not in self._splits and not (stage == "predict" and self.predict_split == "all"):
+            self._split(self._splits["all"].shapes)
 
     def _split(self, shapes: list[Shape]) -> None:
         held_out = self._held_out_names([shape.name for shape in shapes])
@@ -130,11 +130,13 @@ class SdfShapesDataModule(LightningDataModule):
         train = [shape for shape in shapes if shape.name not in taken]
         largest = max(train, key=lambda shape: shape.crop_voxels)
         if largest.crop_voxels > self.max_voxels_per_batch:
-            part = f"a crop of {self.settings.crop_blocks} latent cells" if self.settings.crop_blocks else "the whole"
+            cells = self.settings.crop_blocks
+            part = f"a crop of {cells} latent cells" if cells else "the whole"
+            fewer = f"below {cells}" if cells else "to the latent cells of a crop"
             raise ValueError(
                 f"{largest.path}: {part} has {largest.crop_voxels} voxels, but a batch may have "
-                f"{self.max_voxels_per_batch}. Raise data.init_args.max_voxels_per_batch, or set crop_blocks lower "
-                "(0 = whole shapes)."
+                f"{self.max_voxels_per_batch}. Raise data.init_args.max_voxels_per_batch, or set "
+                f"data.init_args.crop_blocks {fewer}."
             )
         self._splits["train"] = self._dataset(train)
 
@@ -226,7 +228,9 @@ class SparseSdfDataset(Dataset[SparseSdf]):
     def __len__(self) -> int:
         return len(self.shapes)
 
-    def __getitem__(self, draw: ShapeDraw) -> SparseSdf:
+    def __getitem__(self, draw: ShapeDraw | int) -> SparseSdf:
+        if isinstance(draw, int):  # Lightning's overfit_batches puts a sampler of its own in place of ours
+            draw = ShapeDraw(-1, (draw,))
         return collate(
             [self.shapes[position].name for position in draw.positions],
             [self.shape(position, draw.epoch) for position in draw.positions],

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 from torch.utils.data import Dataset
 
-from datamodules.samplers import OrderedViews, ShuffledViews
+from datamodules.samplers import OrderedViews, ShuffledViews, process_rank
 
 OPEN_BATCHES = 8  # that a shape may go to: more fill batches better, but bring neighbours of the order together less
 
@@ -103,6 +103,9 @@ class VoxelBudgetBatches(ShuffledViews):
 class OrderedBatches(OrderedViews):
     """Batches of whole shapes in order, none twice, so processes may differ by one batch.
 
+    Where there are as many shapes as processes, each process has a batch: one without would skip Lightning's loop, and
+    with it the sums over processes at its end, for which the others would wait.
+
     Args:
         voxels: Of each shape.
         max_voxels: Of a batch; a larger shape is a batch of its own.
@@ -110,6 +113,10 @@ class OrderedBatches(OrderedViews):
 
     def __init__(self, voxels: Sequence[int], max_voxels: int) -> None:
         self._batches = packed(range(len(voxels)), voxels, max_voxels)
+        while len(self._batches) < process_rank()[0] and max(map(len, self._batches), default=0) > 1:
+            longest = max(range(len(self._batches)), key=lambda i: len(self._batches[i]))
+            batch = self._batches.pop(longest)
+            self._batches += [batch[: len(batch) // 2], batch[len(batch) // 2 :]]
         super().__init__(_Counted(len(self._batches)))
 
     def __iter__(self) -> Iterator[ShapeDraw]:

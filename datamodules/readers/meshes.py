@@ -36,7 +36,7 @@ def read_mesh(path: str | Path) -> TriangleMesh:
     Scene graphs are flattened: each mesh is placed by the transforms above it. Vertices are not merged.
 
     Returns:
-        Vertices float32, faces int64.
+        Vertices float64, for map coordinates of millions of metres keep their millimetres; faces int64.
 
     Raises:
         FileNotFoundError: If there is no such file.
@@ -84,8 +84,7 @@ def _placed_parts(scene: trimesh.Scene) -> list[TriangleMesh]:
             continue
         vertices = torch.from_numpy(np.array(part.vertices, np.float64))
         faces = torch.from_numpy(np.array(part.faces, np.int64))
-        placed = transformed(TriangleMesh(vertices, faces), torch.from_numpy(np.array(matrix, np.float64)))
-        parts.append(TriangleMesh(placed.vertices.float(), placed.faces))
+        parts.append(transformed(TriangleMesh(vertices, faces), torch.from_numpy(np.array(matrix, np.float64))))
     return parts
 
 

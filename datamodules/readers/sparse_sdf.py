@@ -63,7 +63,7 @@ def read_origin(path: str | Path) -> Any:
     try:
         with zipfile.ZipFile(path), np.load(path, allow_pickle=False) as arrays:
             return json.loads(str(arrays["origin"])) if "origin" in arrays else None
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile):
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error):
         return None
 
 

@@ -29,3 +29,11 @@ def broadcast_from_first(tensor: Tensor) -> Tensor:
         tensor = tensor.contiguous()
         dist.broadcast(tensor, src=0)
     return tensor
+
+
+def sum_over_processes(tensor: Tensor) -> Tensor:
+    """Returns the sum of every process's tensor; all are of one shape."""
+    if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+        tensor = tensor.clone()
+        dist.all_reduce(tensor)
+    return tensor

@@ -6,19 +6,18 @@ Nothing in a file is executed: ``.safetensors`` holds no code, and all else is r
 import contextlib
 import json
 import os
-import pickle
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from lightning_modules.functional.depth_autoencoder.depth_range import DepthRange
+from lightning_modules.networks.weight_files import read_checkpoint, shortened, weights_in
 
 LAYERS = ("stem", "layer1", "layer2", "layer3", "layer4", "latent")
 MODEL_TYPE = "semantic_encoder"
@@ -26,14 +25,6 @@ FORMAT = "lexel semantic encoder 1"
 
 # Where the family keeps its weights: Lexel's and its like's exports, PyTorch loops, Lightning.
 _CONTAINERS = ("encoder_state_dict", "model_state_dict", "state_dict", "model")
-_WRAPPERS = ("module", "_orig_mod")  # DataParallel's and torch.compile's
-_rebuild_number = np.float64(0).__reduce__()[0]
-_NUMBERS: list[Any] = [  # metrics that training loops store; rebuilding a number can do nothing else
-    (_rebuild_number, "numpy.core.multiarray.scalar"),
-    (_rebuild_number, "numpy._core.multiarray.scalar"),
-    np.dtype,
-    *(type(np.dtype(kind)) for kind in (np.float32, np.float64, np.int32, np.int64, np.bool_)),
-]
 
 
 class EncoderArchitecture(NamedTuple):
@@ -117,14 +108,15 @@ def read_encoder_weights(path: str | Path) -> EncoderWeights:
         ValueError: If it is no checkpoint, asks for more than tensors and builtins, or holds no encoder.
     """
     path = Path(path)
-    content = _read(path)
-    whole = _without_wrappers(_tensors(content, path))
+    content = read_checkpoint(path, "Folders written by save_pretrained are read by SemanticEncoder.from_pretrained.")
+    whole = weights_in(content, _CONTAINERS, path)
     prefix = _encoder_prefix(whole, path)
     # Beside a bare encoder, a decoder may stand; whatever else is there is listed.
     inside = {name.removeprefix(prefix): tensor for name, tensor in whole.items() if name.startswith(prefix)}
     inside = {name: tensor for name, tensor in inside.items() if prefix or not name.startswith("decoder.")}
     state = {name: tensor for name, tensor in inside.items() if name.split(".")[0] in LAYERS}
     stored = content.get("depth_range")
+    stored = json.loads(stored) if isinstance(stored, str) else stored  # .safetensors keep strings
     step = content.get("step", content.get("global_step"))
     return EncoderWeights(
         path,
@@ -231,78 +223,8 @@ def write_encoder_weights(
             save_file(tensors, str(temporary), metadata)
 
 
-def shortened(names: Sequence[str], most: int = 12) -> str:
-    """Lists names in a message; of many, the first ones and how many more."""
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + more if names else "none"
-
-
 def _is_statistic(name: str) -> bool:
     return name.endswith(("running_mean", "running_var", "num_batches_tracked"))
-
-
-def _read(path: Path) -> Mapping[str, Any]:
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"{path} {'is a folder' if path.is_dir() else 'does not exist'}; allowed: a checkpoint file (.pth, .pt, "
-            ".ckpt, .safetensors). Folders written by save_pretrained are read by SemanticEncoder.from_pretrained."
-        )
-    content = _read_safetensors(path) if path.suffix == ".safetensors" else _read_torch(path)
-    if not isinstance(content, Mapping):
-        raise ValueError(
-            f"{path} holds a {type(content).__name__}; allowed: a dict of weights, or a checkpoint with one. Save "
-            "model.state_dict()."
-        )
-    return content
-
-
-def _read_safetensors(path: Path) -> dict[str, Any]:
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(path, framework="pt") as file:
-            facts: dict[str, Any] = dict(file.metadata() or {})
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError) as error:
-        raise ValueError(f"{path} cannot be read as .safetensors ({error}). Copy or save it again.") from error
-    if "depth_range" in facts:
-        facts["depth_range"] = json.loads(facts["depth_range"])
-    return {**facts, "state_dict": tensors}
-
-
-def _read_torch(path: Path) -> Any:
-    try:
-        with torch.serialization.safe_globals(_NUMBERS):
-            return torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        asked_for = re.search(r"GLOBAL (\S+)", str(error))
-        reason = f"it asks for {asked_for[1]}" if asked_for else "it is damaged, or no torch.save file"
-        raise ValueError(
-            f"{path} was refused: {reason}; allowed are tensors, Python builtins and numpy numbers. Nothing in it was "
-            "executed. If you trust where it comes from, load it there and save its state_dict alone."
-        ) from error
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError, IndexError) as error:
-        reason = " ".join(str(error).split())[:160] or "it is empty"
-        raise ValueError(
-            f"{path} cannot be read as a checkpoint ({reason}). It may be truncated or no checkpoint; copy it again."
-        ) from error
-
-
-def _tensors(content: Mapping[str, Any], path: Path) -> dict[str, Tensor]:
-    place = next((content[name] for name in _CONTAINERS if isinstance(content.get(name), Mapping)), content)
-    tensors = {str(name): value for name, value in place.items() if isinstance(value, Tensor)}
-    if not tensors:
-        raise ValueError(
-            f"{path} holds no weights; it has {shortened([str(name) for name in content])}. Allowed: a state dict, or "
-            f"a checkpoint with one under {', '.join(_CONTAINERS)}."
-        )
-    return tensors
-
-
-def _without_wrappers(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {
-        ".".join(part for part in name.split(".") if part not in _WRAPPERS): tensor for name, tensor in tensors.items()
-    }
 
 
 def _encoder_prefix(names: Mapping[str, Tensor], path: Path) -> str:

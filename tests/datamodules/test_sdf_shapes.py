@@ -106,6 +106,9 @@ def test_predict_sees_all_shapes_or_a_split(folder):
     data.prepare_data()
     data.setup("predict")  # neither a split nor the budget of training is needed
     assert len(names(data.predict_dataloader())) == 20
+    data.max_voxels_per_batch = 9000
+    data.setup("fit")  # one data module may go on to train
+    assert len(names(data.val_dataloader())) == 2
     assert sorted(names(ready(folder, predict_split="test").predict_dataloader())) == names(
         ready(folder).test_dataloader()
     )
@@ -299,6 +302,46 @@ def test_shapes_that_fail_are_listed_and_the_rest_goes_on(meshes, capsys):
     assert "99]" in printed  # brackets are no markup
     for name in ("cut_short", "nothing", "nan", "open", "coarse", "narrow", "empty"):
         assert name in printed
+
+
+def test_npz_files_are_read_in_capitals_too(folder):
+    (folder / "a" / "00.npz").rename(folder / "a" / "00.NPZ")
+    assert "a/00" in names(ready(folder, predict_split="all").predict_dataloader())
+
+
+def test_an_open_mesh_is_refused_with_its_open_edges(meshes, capsys):
+    sheet = trimesh.creation.box()
+    trimesh.Trimesh(sheet.vertices, sheet.faces[:-1]).export(meshes / "open.ply")
+    ready(meshes)
+    assert "open surface (3 edges of one face, 0 of more than two)" in " ".join(
+        capsys.readouterr().err.replace("│", "").split()
+    )
+
+
+def test_a_cache_that_cannot_be_written_to_is_refused_before_the_work(meshes, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ValueError, match=r"file.*cannot be written to .*data\.init_args\.cache"):
+        ready(meshes, cache=tmp_path / "file" / "cache")
+
+
+def test_a_cache_among_the_shapes_is_refused_unless_it_is_hidden(meshes):
+    for cache in (meshes, meshes / "cache"):
+        with pytest.raises(ValueError, match=r"cache is .*inside of .*taken for shapes.*\.sparse_sdf"):
+            ready(meshes, cache=cache)
+    assert len(ready(meshes, cache=meshes / ".mine" / "cache")._splits["all"]) == 3
+
+
+def test_what_is_prepared_is_not_written_again(meshes):
+    ready(meshes)
+    (list_file,) = (meshes / ".sparse_sdf").rglob("shapes_*.json")
+    before = list_file.stat().st_mtime_ns
+    ready(meshes)  # the cache may have become read-only
+    assert list_file.stat().st_mtime_ns == before
+
+
+def test_another_device_is_refused(meshes):
+    with pytest.raises(ValueError, match=r"device is gpu; allowed here: cpu"):
+        ready(meshes, device="gpu")
 
 
 def test_a_folder_without_a_usable_shape_is_refused(tmp_path):

@@ -4,7 +4,13 @@ import torch
 import trimesh
 
 from datamodules.readers.meshes import SUFFIXES, read_mesh
-from lightning_modules.functional.sdf_vqvae.meshes import euler_number, face_normals, is_watertight, merge_vertices
+from lightning_modules.functional.sdf_vqvae.meshes import (
+    euler_number,
+    face_normals,
+    is_watertight,
+    merge_vertices,
+    normalised,
+)
 
 SQUARE_OBJ = "v 0 0 0\nv 1 0 0\nv 1 1 0\nv 0 1 0\nf 1 2 3 4\n"
 
@@ -20,7 +26,7 @@ def test_a_box_is_read_from_every_format(tmp_path, suffix):
     path = tmp_path / f"box{suffix}"
     trimesh.creation.box((1.0, 2.0, 3.0)).export(path)
     mesh = merge_vertices(read_mesh(path))
-    assert mesh.vertices.dtype == torch.float32
+    assert mesh.vertices.dtype == torch.float64
     assert len(mesh.vertices) == 8
     assert len(mesh.faces) == 12
     assert is_watertight(mesh)
@@ -45,8 +51,8 @@ def test_a_scene_graph_is_flattened_with_its_transforms(tmp_path):
     scene.export(tmp_path / "scene.glb")
     mesh = merge_vertices(read_mesh(tmp_path / "scene.glb"))
     assert len(mesh.faces) == 24
-    torch.testing.assert_close(mesh.vertices.amin(0), torch.tensor([-0.5, -0.5, 8.5]))
-    torch.testing.assert_close(mesh.vertices.amax(0), torch.tensor([6.0, 0.5, 9.5]))
+    torch.testing.assert_close(mesh.vertices.amin(0), torch.tensor([-0.5, -0.5, 8.5]).double())
+    torch.testing.assert_close(mesh.vertices.amax(0), torch.tensor([6.0, 0.5, 9.5]).double())
     assert solid_of(mesh) == pytest.approx(3.0, rel=1e-5)  # the mirrored one is wound outwards, too
 
 
@@ -54,7 +60,16 @@ def test_polygons_become_triangles(tmp_path):
     (tmp_path / "a.obj").write_text(SQUARE_OBJ)
     mesh = read_mesh(tmp_path / "a.obj")
     assert len(mesh.faces) == 2
-    torch.testing.assert_close(face_normals(mesh), torch.tensor([[0.0, 0, 1], [0, 0, 1]]))
+    torch.testing.assert_close(face_normals(mesh), torch.tensor([[0.0, 0, 1], [0, 0, 1]]).double())
+
+
+def test_a_mesh_in_map_coordinates_keeps_its_shape(tmp_path):
+    ball = trimesh.creation.icosphere(3)
+    ball.vertices += (500_000.0, 4_000_000.0, 100.0)  # float32 would move vertices by a quarter of the radius
+    ball.export(tmp_path / "ball.obj", digits=8)
+    mesh, _ = normalised(merge_vertices(read_mesh(tmp_path / "ball.obj")))
+    assert len(mesh.vertices) == 642
+    torch.testing.assert_close(mesh.vertices.norm(dim=1), torch.full((642,), 0.95), rtol=0, atol=1e-6)
 
 
 def test_what_a_file_refers_to_is_not_opened(tmp_path):
