@@ -1,5 +1,6 @@
 """Streams a scene frame by frame into a map and its objects, as a robot would, and shows how the map grows."""
 
+import difflib
 from pathlib import Path
 from typing import Any, Literal
 
@@ -8,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
 from typing_extensions import override
 
@@ -53,6 +54,9 @@ class SceneStream(Callback):
         overlap: How objects are found again: ``voxels`` they share, or their ``boxes`` (ESAM).
         min_similarity: Objects that are less alike are different ones.
         leave_out: Classes that are no objects.
+        use_superpoints: Give the points of a superpoint one class before they are grouped, where the data module knows
+            any. ESAM's layouts keep those of each frame; those of a scan are patches of its finished mesh, which a
+            robot does not have yet.
         max_height: What is higher is not drawn, metres above the lowest point, so that a ceiling hides nothing.
         save_memory: Write ``memory.pt``: 2 kB for each voxel.
     """
@@ -67,13 +71,14 @@ class SceneStream(Callback):
         overlap: Literal["boxes", "voxels"] = "voxels",
         min_similarity: float = 0.1,
         leave_out: tuple[str, ...] = ("wall", "floor"),
+        use_superpoints: bool = True,
         max_height: float = 2.2,
         save_memory: bool = False,
     ) -> None:
         self.output, self.class_table, self.voxel_size = output, class_table, voxel_size
         self.radius, self.min_points, self.max_height = radius, min_points, max_height
         self.overlap, self.min_similarity, self.leave_out = overlap, min_similarity, tuple(leave_out)
-        self.save_memory = save_memory
+        self.use_superpoints, self.save_memory = use_superpoints, save_memory
         self._scene: _StreamedScene | None = None
 
     @override
@@ -97,15 +102,24 @@ class SceneStream(Callback):
 
     @override
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Refuses a table of classes that is not there.
+        """Refuses classes that are not there.
 
         Raises:
-            ValueError: If the data module has none of this name.
+            ValueError: If the data module has no table of this name, or the table no class to leave out.
         """
         assert isinstance(pl_module, BiFusionModule)
         tables = pl_module.data.class_tables
         if self.class_table is not None and self.class_table not in tables:
             raise ValueError(f"class_table is {self.class_table!r}; allowed: {', '.join(tables)}.")
+        table = self.class_table or tables[0]
+        names = pl_module.data.class_names(table)
+        unknown = [name for name in self.leave_out if name not in names]
+        if unknown:
+            close = [match for name in unknown for match in difflib.get_close_matches(name, names, n=3)]
+            raise ValueError(
+                f"leave_out has {', '.join(map(repr, unknown))}, no class of {table}; close: "
+                f"{', '.join(close) or 'none'}."
+            )
         self._scene = None
 
     @override
@@ -135,6 +149,9 @@ class SceneStream(Callback):
         if self._scene is None:
             return
         scene, self._scene = self._scene, None
+        if len(scene.bank) == 0:
+            rank_zero_warn(f"{scene.name}: no frame sees a point, so there is no map of it.")
+            return
         folder = Path(self.output or run_folder(trainer) / "scene_stream") / scene.name
         scene.write(folder)
         rank_zero_info(f"{scene.name}: {scene.summary()}\n  {folder}")
@@ -183,7 +200,9 @@ class _StreamedScene:
             torch.full_like(class_ids, -1) if truth is None else truth[seen],
         )
         self._compare_halves(places, text, conf)
-        left_out = [self.names.index(name) for name in self.settings.leave_out if name in self.names]
+        if not self.settings.use_superpoints:
+            superpoints = None
+        left_out = [self.names.index(name) for name in self.settings.leave_out]
         instances = frame_instances(
             places,
             text,
@@ -288,8 +307,8 @@ class _StreamedScene:
 
     def _growth(self) -> list[np.ndarray]:
         palette = class_colours(len(self.names))
-        centres = self.bank.centres()
-        corner = torch.stack([centres.amin(dim=0), centres.amax(dim=0)])
+        centres, half = self.bank.centres(), self.settings.voxel_size / 2
+        corner = torch.stack([centres.amin(dim=0) - half, centres.amax(dim=0) + half])
         highest = corner[0, 2] + self.settings.max_height
         pictures = []
         for keys, colours, class_ids in self.snapshots:

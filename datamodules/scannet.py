@@ -67,7 +67,8 @@ class ScanNetDataModule(LightningDataModule):
         feature_store: Folder of the store.
         text: Encoder of class names. By default the table ``text_embeddings.npz`` below ``root``.
         batch_size: Samples of a batch in training and frames in ``predict``, in each process; one elsewhere.
-        check_images: Decode every image when scenes are looked through, once: 25 ms of CPU a frame at ScanNet's sizes.
+        check_images: Decode every image and read all points when scenes are looked through, once: 25 ms of CPU a frame
+            at ScanNet's sizes.
         index: Folder for what was found; by default ``scene_reports`` below ``root``.
         cache_mib: Memory for frames as they are read, in each reading process.
         num_workers: Processes that read; 0 reads in the training's own.
@@ -205,6 +206,8 @@ class ScanNetDataModule(LightningDataModule):
             kept = report.kept
             if self._point_kind == "stored":
                 kept = tuple(frame for frame in kept if self.source.has_stored_points(scene, frame))
+            elif self._point_kind == "mesh" and not self.source.has_mesh(scene):
+                kept = ()
             if store_keys is not None:
                 known = tuple(frame for frame in kept if (scene, frame) in store_keys)
                 without_tokens += len(kept) - len(known)
@@ -267,6 +270,9 @@ class ScanNetDataModule(LightningDataModule):
         if train is None:
             rooms_out = {_room(scene) for scene in (*val, *test)}
             train = tuple(scene for scene in sorted(allowed) if _room(scene) not in rooms_out)
+        both = sorted({*train} & {*val, *test} & allowed)
+        if both:
+            rank_zero_warn(f"{len(both)} scenes are trained on and judged by: {name_list(both)}.")
         return {"train": train, "val": val, "test": test}
 
     def _labels_of(self, scene: str) -> tuple[str, ...]:
@@ -302,10 +308,13 @@ class ScanNetDataModule(LightningDataModule):
                 f"{self.feature_store} has no tokens of the {without_tokens} frames of {self.root}. Fill it with "
                 "`python train.py predict --config configs/bi_fusion/store.yaml` for the same scenes and frame_stride."
             )
+        missing = "no points are kept for its frames"
+        if self._point_kind == "mesh":
+            missing = "it has no mesh, whose vertices were asked for: set data.init_args.points=depth"
         return (
             f"None of the {len(self._reports)} scenes of {self.root} can be used. {first.scene}: {first.num_frames} "
             f"frames, {len(first.without_depth)} without depth, {len(first.without_pose)} without pose, "
-            f"{len(first.bad_poses)} with bad poses; {first.problem or 'no points are kept for its frames'}."
+            f"{len(first.bad_poses)} with bad poses; {first.problem or missing}."
         )
 
     # Classes

@@ -23,6 +23,7 @@ from datamodules.readers.scannet.frame_source import (
     scaled_intrinsics,
 )
 from datamodules.samplers import OrderedViews, ShuffledViews
+from lightning_modules.functional.bi_fusion.voxel_keys import voxel_keys
 from lightning_modules.functional.cameras import Camera, project_points
 from lightning_modules.functional.projection import build_uv_index
 
@@ -199,7 +200,7 @@ class ScanNetSamples(Dataset[SceneSample]):
         """Gives points what the nearest vertex of the mesh knows and they do not."""
         found = self._mesh(scene)
         if found is None:
-            return points._replace(vertex_ids=voxel_ids(points.points))
+            return points._replace(vertex_ids=voxel_keys(points.points[:, :3], VOXEL_M))
         mesh, tree = found
         distances, nearest = (torch.from_numpy(part) for part in tree.query(points.points[:, :3].numpy()))
         is_near = distances <= self.settings.label_distance_m
@@ -218,10 +219,7 @@ class ScanNetSamples(Dataset[SceneSample]):
         )
 
     def _seen_vertices(self, scene: str, frames: Sequence[Frame]) -> AnnotatedPoints:
-        found = self._mesh(scene)
-        if found is None:
-            raise ValueError(f"{scene} has no mesh, whose vertices were asked for. Set data.init_args.points=depth.")
-        mesh = found[0]
+        mesh = _known(self._mesh(scene))[0]
         seen = torch.zeros(len(mesh.points), dtype=torch.bool)
         for frame in frames:
             camera = frame.depth_camera
@@ -299,12 +297,6 @@ def squashed(image: UInt8[Tensor, "rows columns 3"], height: int, width: int) ->
         return image
     resized = Image.fromarray(image.numpy()).resize((width, height), Image.Resampling.BICUBIC)
     return torch.from_numpy(np.array(resized))
-
-
-def voxel_ids(points: Float[Tensor, "points 6"]) -> Int[Tensor, " points"]:
-    """Numbers points by the voxel of 5 cm they lie in: the same in all frames, within 50 km of the origin."""
-    cells = (points[:, :3].double() / VOXEL_M).floor().long() + 2**20
-    return (cells[:, 0] * 2**21 + cells[:, 1]) * 2**21 + cells[:, 2]
 
 
 def collate(samples: Sequence[SceneSample], class_tables: Sequence[str]) -> SceneFrames:

@@ -37,3 +37,13 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
+
+
+@pytest.fixture(scope="session")
+def mini_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder with the tiny world of ``tests.datamodules.mini_rooms``; not to be written to."""
+    from tests.datamodules.mini_rooms import mini_scans
+
+    root = tmp_path_factory.mktemp("worlds")
+    mini_scans(root).prepare_data()
+    return root

@@ -112,19 +112,20 @@ def map_picture(
     lower, upper = corner.double().numpy()
     scale = height / max(upper[1] - lower[1], voxel_size)
     width = max(1, round((upper[0] - lower[0]) * scale))
-    picture = np.full((height, width, 3), 255, np.uint8)
     centres = voxel_centres(keys, voxel_size).double().cpu().numpy()
     order = np.argsort(centres[:, 2], kind="stable")
     painted = (colours.cpu().numpy()[order] * 255).round().astype(np.uint8)
-    half = voxel_size / 2
-    low = np.floor((centres[order, :2] - half - lower[:2]) * scale).astype(int)
-    size = max(1, int(np.ceil(voxel_size * scale)))
-    for dx in range(size):
-        for dy in range(size):
-            column, row = low[:, 0] + dx, height - 1 - (low[:, 1] + dy)
-            inside = (column >= 0) & (column < width) & (row >= 0) & (row < height)
-            picture[row[inside], column[inside]] = painted[inside]  # the last of equal places stays: the highest
-    return picture
+    low = np.floor((centres[order, :2] - voxel_size / 2 - lower[:2]) * scale + 1e-3).astype(int)
+    size = max(1, int(np.ceil(voxel_size * scale - 1e-3)))  # of neighbours, a pixel may belong to both
+    dx, dy = (part.ravel() for part in np.meshgrid(np.arange(size), np.arange(size)))
+    column, row = low[:, :1] + dx, height - 1 - (low[:, 1:] + dy)
+    inside = (column >= 0) & (column < width) & (row >= 0) & (row < height)
+    highest = np.full(height * width, -1)
+    rank = np.broadcast_to(np.arange(len(order))[:, None], inside.shape)
+    np.maximum.at(highest, (row * width + column)[inside], rank[inside])
+    picture = np.full((height * width, 3), 255, np.uint8)
+    picture[highest >= 0] = painted[highest[highest >= 0]]
+    return picture.reshape(height, width, 3)
 
 
 def write_moving_picture(path: Path, pictures: Sequence[np.ndarray]) -> None:
@@ -167,7 +168,8 @@ def _curves(records: Sequence[SightRecord]) -> bytes:
     axes.set_ylabel(f"share of {records[0].voxels} voxels" if records else "share of voxels")
     axes.set_ylim(0, 1)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.legend(loc="lower right")
+    if axes.lines:
+        axes.legend(loc="lower right")
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=120)
     return buffer.getvalue()

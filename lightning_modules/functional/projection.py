@@ -171,7 +171,8 @@ def filter_by_masks(
       points that both views see. A view loses a point where the masks of more views disagree with its own than agree;
       of two views that disagree, both lose it.
 
-    Points in no mask are not voted on: they stay unless they are near a boundary.
+    Points in no mask are not voted on: they stay unless they are near a boundary. The encoder takes no masks; filter
+    ``EncodedScenes.uv_index`` between ``BiFusionEncoder.encode`` and ``fuse``.
 
     Args:
         index: Of one scene, [V, N].
@@ -206,7 +207,9 @@ def _mask_votes(
     """Returns 1 for points whose masks in two views are of one thing, -1 where they are not, 0 where one has none."""
     masks_a, a = ids_a.unique(return_inverse=True)
     masks_b, b = ids_b.unique(return_inverse=True)
-    shared = torch.bincount(a * len(masks_b) + b, minlength=len(masks_a) * len(masks_b)).view(len(masks_a), -1)
+    shared = torch.bincount(a * len(masks_b) + b, minlength=len(masks_a) * len(masks_b)).view(
+        len(masks_a), len(masks_b)
+    )
     smaller = torch.minimum(shared.sum(dim=1, keepdim=True), shared.sum(dim=0, keepdim=True))
     vote = torch.where(shared >= min_overlap * smaller, 1, -1)[a, b]
     return torch.where((ids_a >= 0) & (ids_b >= 0), vote, 0)
@@ -239,7 +242,7 @@ def sample_img_feat(
     """
     *batch, num_channels, height, width = features.shape
     tables = features.reshape(-1, num_channels, height * width)
-    cells, weights = _bilinear_cells(uv.reshape(len(tables), -1, 2), size, (height, width))
+    cells, weights = _bilinear_cells(uv.reshape(len(tables), uv.shape[-2], 2), size, (height, width))
     rows = F.embedding_bag(
         cells.flatten(0, 1),
         tables.mT.reshape(-1, num_channels).contiguous(),
@@ -269,7 +272,10 @@ def sample_views(
         part.unflatten(0, (-1, num_views)).transpose(1, 2).reshape(-1, num_views * 4) for part in (cells, weights)
     )
     rows = F.embedding_bag(
-        cells, tables.mT.reshape(-1, num_channels).contiguous(), per_sample_weights=weights.to(features.dtype), mode="sum"
+        cells,
+        tables.mT.reshape(-1, num_channels).contiguous(),
+        per_sample_weights=weights.to(features.dtype),
+        mode="sum",
     )
     return rows.view(*batch, num_points, num_channels), seen
 

@@ -1,4 +1,4 @@
-"""Three tiny synthetic scans that several test modules read; see ``mini_rooms`` in their conftest."""
+"""Three tiny synthetic scans that several test modules read; the fixture ``mini_root`` writes them once."""
 
 from pathlib import Path
 from typing import Any

@@ -74,6 +74,17 @@ def test_points_project_to_their_own_colour_and_depth(root):
         assert (colours - frames.points[0][index.valid, 3:]).abs().max() < 1e-6
 
 
+def test_cameras_are_squashed_with_their_images_each_axis_by_its_own_share(root):
+    uvs = []
+    for height, width in ((72, 96), (50, 30)):
+        frames = next(iter(module(root, image_size=(height, width), max_points=0).val_dataloader()))
+        uv = build_uv_index(
+            frames.points[0][:, :3], frames.intrinsics[0, 1], frames.camera_from_world[0, 1], frames.image_size
+        ).uv
+        uvs.append(uv / torch.tensor([width, height]))
+    torch.testing.assert_close(uvs[0], uvs[1])
+
+
 def test_training_takes_consecutive_frames_from_a_random_one_on(root):
     data = module(root, samples_per_scene=8)
     drawn = {tuple(frames.frame_ids[0].tolist()) for frames in data.train_dataloader()}
@@ -92,8 +103,9 @@ def test_draws_differ_between_epochs_and_repeat_with_the_seed(root):
     first, again, other = epochs(0), epochs(0), epochs(1)
     assert torch.equal(first[0], again[0])
     assert torch.equal(first[1], again[1])
-    assert not torch.equal(first[0], first[1])
     assert not torch.equal(first[0], other[0])
+    samples = module(root).samples("train")
+    assert not torch.equal(samples[0].points.points, samples[len(samples)].points.points)  # of the epoch after
 
 
 def test_a_resumed_epoch_goes_on_with_the_same_batches(root):
@@ -168,6 +180,16 @@ def test_mesh_points_are_the_vertices_the_frames_see(root):
         np.testing.assert_allclose(frames.points[0][:, :3], points[ids], atol=1e-6)
         assert (frames.labels["scannet20"][0].numpy() == tiny_scans.CLASSES_20[faces[ids]]).all()
         assert 100 < len(ids) < len(points) / 2
+
+
+def test_scenes_without_a_mesh_are_refused_where_its_vertices_are_asked_for(tmp_path):
+    folder = tiny_scans.write_raw(tmp_path, SCENES[:2])
+    (folder / SCENES[0] / f"{SCENES[0]}_vh_clean_2.ply").unlink()
+    with pytest.warns(UserWarning, match=f"1 scenes of 2 cannot be used: {SCENES[0]}"):
+        module(folder, points="mesh")
+    (folder / SCENES[1] / f"{SCENES[1]}_vh_clean_2.ply").unlink()
+    with pytest.raises(ValueError, match=r"it has no mesh, .* data\.init_args\.points=depth"):
+        module(folder, points="mesh")
 
 
 def test_pointcepts_arrays_take_the_frames_of_raw_scans(root, tmp_path):
@@ -281,6 +303,11 @@ def test_a_split_without_scenes_is_refused(root):
     data = module(root, train_scenes=["scene0500_00"])
     with pytest.raises(ValueError, match=r"no scene to use for train: stated are scene0500_00.*train_scenes"):
         data.train_dataloader()
+
+
+def test_scenes_that_are_trained_on_and_judged_by_are_told(root):
+    with pytest.warns(UserWarning, match=f"1 scenes are trained on and judged by: {SCENES[1]}"):
+        module(root, val_scenes=[SCENES[1]], test_scenes=[SCENES[3]]).scenes("train")
 
 
 def test_rooms_are_not_split_where_no_list_says_how(tmp_path):

@@ -209,9 +209,12 @@ def test_few_points_keep_their_shape(num_points):
     points, intrinsics, camera_from_world, depth = rooms(num_points=num_points)
     index = build_uv_index_batch(points, intrinsics, camera_from_world, SIZE, depth)
     assert index.uv.shape == (2, 3, num_points, 2)
-    features, seen = sample_views(torch.rand(2, 3, 5, 4, 4), index.uv, index.conf_2d, SIZE)
+    maps = torch.rand(2, 3, 5, 4, 4)
+    features, seen = sample_views(maps, index.uv, index.conf_2d, SIZE)
     assert features.shape == (2, num_points, 5)
     assert seen.shape == (2, num_points)
+    assert sample_img_feat(maps, index.uv, SIZE).shape == (2, 3, num_points, 5)
+    assert sample_img_feat(maps[0, 0], index.uv[0, 0], SIZE).shape == (num_points, 5)
 
 
 def bilinear(features, uv, size):
@@ -343,6 +346,13 @@ def test_masks_of_other_views_outvote_one_that_bleeds_and_need_no_common_numbers
     both = filter_by_masks(pair, maps[:2], (48, 64), margin=0)
     expected = index.valid[1].view(48, 64) & bleeding
     assert torch.equal((index.valid[:2] & ~both.valid).view(2, 48, 64), expected.expand(2, 48, 64))
+
+
+def test_masks_of_views_that_share_no_point_say_nothing_of_each_other():
+    index, maps = masked_wall(torch.randint(0, 9, (3, 48, 64)))
+    apart = torch.arange(48 * 64) % 3 == torch.arange(3)[:, None]
+    index = index._replace(valid=index.valid & apart, conf_2d=index.conf_2d * apart)
+    assert torch.equal(filter_by_masks(index, maps, (48, 64), margin=0).valid, index.valid)
 
 
 def test_points_in_no_mask_are_not_voted_on():

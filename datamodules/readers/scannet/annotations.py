@@ -46,6 +46,11 @@ def read_annotated_mesh(folder: Path, label_table: LabelTable | None) -> Annotat
     return AnnotatedPoints(points, labels, instances, segments, torch.arange(len(points)))
 
 
+def has_annotated_mesh(folder: Path) -> bool:
+    """Whether ``read_annotated_mesh`` will find a mesh."""
+    return _files(folder)[0].is_file()
+
+
 def annotated_tables(folder: Path, label_table: LabelTable | None) -> tuple[str, ...]:
     """Returns the class tables that ``read_annotated_mesh`` will know, by the files that are there."""
     mesh, segment_file, objects_file, nyu40_file = _files(folder)

@@ -125,6 +125,10 @@ class EsamSingleView(EsamMultiView):
 
     layout: ClassVar[str] = "esam_sv"
 
+    def __init__(self, root: Path, intrinsics: str, frame_stride: int) -> None:
+        super().__init__(root, intrinsics, frame_stride)
+        self._labelled: frozenset[str] | None = None
+
     @override
     def stored_file(self, folder: str, scene: str, frame_id: int) -> Path:
         return self.root / folder / f"{scene}_{frame_id}.bin"
@@ -156,7 +160,10 @@ class EsamSingleView(EsamMultiView):
 
     @override
     def _has_labels(self, scene: str) -> bool:
-        return next((self.root / "semantic_mask").glob(f"{scene}_*.bin"), None) is not None
+        if self._labelled is None:  # one look at the folder: it holds the frames of all scenes
+            files = (self.root / "semantic_mask").glob("*_*.bin")
+            self._labelled = frozenset(file.stem.rsplit("_", 1)[0] for file in files)
+        return scene in self._labelled
 
 
 def _read_numbers(path: Path, dtype: str) -> np.ndarray:

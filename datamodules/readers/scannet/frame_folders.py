@@ -50,7 +50,6 @@ class FrameFolder:
         frame_stride: Frames whose number it divides are kept.
         calibration: Of the cameras; None takes the fixed one.
         poses: ``world_from_camera`` by frame where no files hold them.
-        folders: The folders of photos, depth and poses, where they are called otherwise.
 
     Attributes:
         frames: Numbers of the frames with photo, depth and usable pose.
@@ -63,13 +62,11 @@ class FrameFolder:
         frame_stride: int,
         calibration: Calibration | None,
         poses: Mapping[int, np.ndarray] | None = None,
-        folders: tuple[Path, Path, Path] | None = None,
     ) -> None:
         self.scene, self.folder, self.calibration = scene, folder, calibration
-        photos, depths, pose_folder = folders or (folder / "color", folder / "depth", folder / "pose")
-        self.photos = _numbered(photos, IMAGE_SUFFIXES, frame_stride)
-        depth_files = _numbered(depths, (".png",), frame_stride)
-        pose_files = _numbered(pose_folder, (".txt", ".npy"), frame_stride) if poses is None else {}
+        self.photos = _numbered(folder / "color", IMAGE_SUFFIXES, frame_stride)
+        depth_files = _numbered(folder / "depth", (".png",), frame_stride)
+        pose_files = _numbered(folder / "pose", (".txt", ".npy"), frame_stride) if poses is None else {}
         self.depths = {number: path for number, path in depth_files.items() if number in self.photos}
         self.without_depth = tuple(number for number in self.photos if number not in depth_files)
         self.poses: dict[int, Float[Tensor, "4 4"]] = {}

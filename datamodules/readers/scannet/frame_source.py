@@ -129,6 +129,10 @@ class FrameSource(abc.ABC):
         """Returns the scene's own points (mesh vertices), ``vertex_ids`` 0 to N - 1, or None where there are none."""
         return None
 
+    def has_mesh(self, scene: str) -> bool:
+        """Whether ``mesh`` returns points, by the files that are there."""
+        return False
+
     def label_tables(self, scene: str) -> tuple[str, ...]:
         """Returns the class tables the points of a scene are labelled in, by the files that are there."""
         return ()

@@ -28,7 +28,7 @@ def open_scannet(
         frames_root: Raw scans that have the frames, for Pointcept's layout.
 
     Raises:
-        FileNotFoundError: If there is no such folder, or no scene in it.
+        FileNotFoundError: If there is no such folder, or no scene in ``root``.
         ValueError: If a setting is not allowed, or the layout cannot be told.
     """
     root = Path(root)
@@ -42,6 +42,8 @@ def open_scannet(
         layout = told_layout(root)
     if frames_root is not None and layout != "pointcept":
         raise ValueError(f"frames_root is {frames_root}, but the layout {layout} has its own frames. Leave it out.")
+    if frames_root is not None and not Path(frames_root).is_dir():
+        raise FileNotFoundError(f"{frames_root} is no folder. Give raw scans as data.init_args.frames_root.")
     source: FrameSource
     if layout == "pointcept":
         source = PointceptFolders(root, intrinsics, frame_stride, None if frames_root is None else Path(frames_root))

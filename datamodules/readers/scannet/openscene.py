@@ -51,16 +51,20 @@ class OpenSceneFolders(ScanFolders):
 
     @override
     def mesh(self, scene: str) -> AnnotatedPoints | None:
-        for split in POINT_FOLDERS:
-            file = self.root / "scannet_3d" / split / f"{scene}{SUFFIX}"
-            if file.is_file():
-                return _read_points(file)
-        return None
+        file = self._point_file(scene)
+        return None if file is None else _read_points(file)
+
+    @override
+    def has_mesh(self, scene: str) -> bool:
+        return self._point_file(scene) is not None
 
     @override
     def label_tables(self, scene: str) -> tuple[str, ...]:
-        files = [self.root / "scannet_3d" / split / f"{scene}{SUFFIX}" for split in POINT_FOLDERS]
-        return (SCANNET20.name,) if any(file.is_file() for file in files) else ()
+        return (SCANNET20.name,) if self.has_mesh(scene) else ()
+
+    def _point_file(self, scene: str) -> Path | None:
+        files = (self.root / "scannet_3d" / split / f"{scene}{SUFFIX}" for split in POINT_FOLDERS)
+        return next((file for file in files if file.is_file()), None)
 
     @override
     def split(self, name: str) -> tuple[str, ...] | None:

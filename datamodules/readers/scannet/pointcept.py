@@ -14,8 +14,10 @@ from typing_extensions import override
 
 from datamodules.readers.atomic_files import load_array
 from datamodules.readers.scannet.class_tables import CLASS_TABLES
+from datamodules.readers.scannet.frame_folders import FrameFolder
 from datamodules.readers.scannet.frame_source import AnnotatedPoints
 from datamodules.readers.scannet.raw_scans import RawScans, ScanFolders
+from datamodules.readers.scannet.sens import SensFrames
 
 SPLITS = ("train", "val", "test")
 CLASS_FILES = {"scannet20": "segment20.npy", "scannet200": "segment200.npy"}
@@ -50,16 +52,28 @@ class PointceptFolders(ScanFolders):
         return next((place for place in places if place.is_dir()), places[0])
 
     @override
+    def _open(self, scene: str) -> FrameFolder | SensFrames:
+        folder = self.frame_folder(scene)
+        if not folder.is_dir():
+            raise FileNotFoundError(
+                f"{folder} is no folder: Pointcept's layout has no frames. Give raw scans that have them as "
+                "data.init_args.frames_root."
+            )
+        return super()._open(scene)
+
+    @override
     def scan_folder(self, scene: str) -> Path:
         return self.frame_folder(scene)
 
     @override
     def mesh(self, scene: str) -> AnnotatedPoints | None:
-        for split in SPLITS:
-            folder = self.root / split / scene
-            if (folder / "coord.npy").is_file():
-                return _read_arrays(folder)
-        return None
+        folders = (self.root / split / scene for split in SPLITS)
+        found = next((folder for folder in folders if (folder / "coord.npy").is_file()), None)
+        return None if found is None else _read_arrays(found)
+
+    @override
+    def has_mesh(self, scene: str) -> bool:
+        return True  # scenes are known by it
 
     @override
     def label_tables(self, scene: str) -> tuple[str, ...]:

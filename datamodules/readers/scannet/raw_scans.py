@@ -10,7 +10,7 @@ from typing import ClassVar
 
 from typing_extensions import override
 
-from datamodules.readers.scannet.annotations import annotated_tables, read_annotated_mesh
+from datamodules.readers.scannet.annotations import annotated_tables, has_annotated_mesh, read_annotated_mesh
 from datamodules.readers.scannet.class_tables import LabelTable, find_label_table, read_label_table
 from datamodules.readers.scannet.frame_folders import Calibration, FrameFolder, read_calibration
 from datamodules.readers.scannet.frame_source import AnnotatedPoints, Frame, FrameSource, SceneReport
@@ -55,6 +55,10 @@ class ScanFolders(FrameSource):
         return read_annotated_mesh(self.scan_folder(scene), self.label_table)
 
     @override
+    def has_mesh(self, scene: str) -> bool:
+        return has_annotated_mesh(self.scan_folder(scene))
+
+    @override
     def split(self, name: str) -> tuple[str, ...] | None:
         return read_split(name, self.root, self.root.parent)
 
@@ -68,7 +72,8 @@ class ScanFolders(FrameSource):
         parts = ("", "color", "depth", "pose", "intrinsic", f"{scene}.sens")
         places = [*(frames / part for part in parts), scan]
         places += [] if self.label_table is None else [self.label_table.path]
-        return " ".join(str(place.stat().st_mtime_ns) if place.exists() else "-" for place in places)
+        times = (str(place.stat().st_mtime_ns) if place.exists() else "-" for place in places)
+        return " ".join([*times, *self.label_tables(scene)])  # labels may lie in folders that all scenes share
 
     @override
     def report(self, scene: str) -> SceneReport:
@@ -124,6 +129,11 @@ class ScanFolders(FrameSource):
         sens = folder / f"{scene}.sens"
         if not (folder / "color").is_dir() and sens.is_file():
             return SensFrames(scene, sens, self.frame_stride, use_fixed_intrinsics=self.intrinsics == "fixed")
+        if not (folder / "color").is_dir():
+            raise FileNotFoundError(
+                f"{folder} has no frames: neither {sens.name} nor color, depth and pose. Download the first, or export "
+                "it there."
+            )
         return FrameFolder(scene, folder, self.frame_stride, self.calibration(scene))
 
 

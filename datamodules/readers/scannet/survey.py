@@ -32,7 +32,8 @@ def survey(
         source: Where they are.
         scenes: Which of them.
         index: Folder for the reports.
-        check_images: Decode every photo and depth image, so that damaged frames are left out and not met in training.
+        check_images: Decode every photo and depth image and read the points of scenes and frames, so that what is
+            damaged is left out and not met in training.
         recheck: Look again for what was missing or damaged.
         show_progress: Show a progress bar.
 
@@ -57,7 +58,7 @@ def survey(
             try:
                 with replacing(file) as temporary:
                     temporary.write_text(json.dumps(content))
-            except PermissionError as error:
+            except OSError as error:  # also of a file system that is mounted to be read alone
                 raise ValueError(
                     f"{file} cannot be written ({error}). Give a folder that can be, as data.init_args.index."
                 ) from error
@@ -70,9 +71,18 @@ def _may_be_repaired(report: SceneReport) -> bool:
 
 
 def _checked(source: FrameSource, report: SceneReport, pool: ThreadPoolExecutor) -> SceneReport:
+    if not report.kept:
+        return report
+    try:
+        source.mesh(report.scene)
+    except (ValueError, FileNotFoundError) as error:
+        return report._replace(kept=(), problem=str(error))
+
     def damage(frame_id: int) -> str | None:
         try:
             depth = source.load(report.scene, frame_id).depth
+            if source.has_stored_points(report.scene, frame_id):
+                source.stored_points(report.scene, frame_id)
         except (ValueError, FileNotFoundError) as error:
             return str(error)
         return None if depth is not None and bool((depth > 0).any()) else f"frame {frame_id} has no pixel with depth"

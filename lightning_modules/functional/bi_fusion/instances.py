@@ -149,10 +149,10 @@ def voxel_overlap(
     """
     if not ones or not others:
         return torch.zeros(len(ones), len(others))
-    _, column = np.unique(torch.cat([*ones, *others]).cpu().numpy(), return_inverse=True)
+    voxels, column = np.unique(torch.cat([*ones, *others]).cpu().numpy(), return_inverse=True)
     lengths = np.array([len(keys) for keys in (*ones, *others)])
     row = np.repeat(np.arange(len(lengths)), lengths)
-    table = csr_matrix((np.ones(len(row), np.float32), (row, column)))
+    table = csr_matrix((np.ones(len(row), np.float32), (row, column)), shape=(len(lengths), len(voxels)))
     shared = (table[: len(ones)] @ table[len(ones) :].T).toarray()
     smaller = np.minimum(lengths[: len(ones), None], lengths[None, len(ones) :]).clip(1)
     return torch.from_numpy(shared / smaller)

@@ -28,6 +28,9 @@ def view_correspondences(
     A point counts as seen if its depth agrees with b's depth map (``projection.build_uv_index``: 5 cm, or 2 % beyond
     2.5 m), so that surfaces hidden from b get no partner behind or before them. Several points of a may share one of b.
 
+    For frames that each have points of their own. Where views share points, as in ``BiFusionModule``, the points that
+    both see are the pairs.
+
     Args:
         points_a: World coordinates, metres.
         points_b: Likewise; any subset of what b shows.
@@ -43,21 +46,6 @@ def view_correspondences(
     seen = build_uv_index(points_a, intrinsics_b, camera_from_world_b, size, depth_b).valid.nonzero()[:, 0]
     partner = ball_query(points_b, max_distance, 1, queries=points_a[seen])[:, 0].long()
     return torch.stack([seen, partner], dim=1)[partner >= 0]
-
-
-@torch.no_grad()
-def vertex_correspondences(ids_a: Int[Tensor, " points_a"], ids_b: Int[Tensor, " points_b"]) -> Int[Tensor, "pairs 2"]:
-    """Pairs each point of frame a with the first point of b that has the same vertex or voxel; -1 is no vertex.
-
-    Returns:
-        Rows of a and of b, sorted by the first.
-    """
-    ordered, order = ids_b.sort(stable=True)
-    at = torch.searchsorted(ordered, ids_a).clamp_(max=max(len(ids_b) - 1, 0))
-    if len(ids_b) == 0:
-        return at.new_zeros(0, 2)
-    found = ((ordered[at] == ids_a) & (ids_a >= 0)).nonzero()[:, 0]
-    return torch.stack([found, order[at[found]]], dim=1)
 
 
 def cross_view_consistency(

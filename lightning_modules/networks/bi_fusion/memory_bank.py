@@ -79,7 +79,8 @@ class MemoryBank(nn.Module):
     def reset(self, scene: str = "") -> None:
         """Forgets everything; the frames that follow are of ``scene``."""
         for name in STATE:
-            setattr(self, name, getattr(self, name)[:0])
+            part = getattr(self, name)
+            setattr(self, name, part.new_empty(0, *part.shape[1:]))  # a slice would keep, and save, all of it
         self.scene, self.num_frames = scene, 0
 
     @torch.no_grad()

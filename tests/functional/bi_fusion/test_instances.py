@@ -101,3 +101,9 @@ def test_pairs_have_the_largest_sum_of_all_pairings(rows, columns, seed):
 def test_weak_pairs_are_dropped():
     a, b = match_objects(torch.tensor([[0.9, 0.0], [0.0, 0.1]]), min_similarity=0.2)
     assert (a.tolist(), b.tolist()) == ([0], [0])
+
+
+def test_objects_without_voxels_overlap_with_none():
+    none, some = torch.empty(0, dtype=torch.int64), torch.tensor([3, 5])
+    assert voxel_overlap((some, none), (some, none)).tolist() == [[1, 0], [0, 0]]
+    assert voxel_overlap((none,), (none,)).tolist() == [[0]]

@@ -6,7 +6,6 @@ import torch.nn.functional as F
 from datamodules.readers.rgbd import read_depth, read_rgbd_frames
 from lightning_modules.functional.bi_fusion.view_consistency import (
     cross_view_consistency,
-    vertex_correspondences,
     view_correspondences,
 )
 from lightning_modules.functional.cameras import Camera, back_project
@@ -151,13 +150,6 @@ def test_real_frames_correspond_with_the_right_pose(shared_data):
     pairs = view_correspondences(*arguments)
     assert len(pairs) > 0.8 * len(clouds[0])
     assert (clouds[0][pairs[:, 0]] - clouds[1][pairs[:, 1]]).norm(dim=1).max() <= 0.0501
-
-
-def test_vertices_pair_by_their_number():
-    ids_a, ids_b = torch.tensor([7, -1, 3, 9, 3, 100]), torch.tensor([3, 3, -1, 100, 7])
-    assert vertex_correspondences(ids_a, ids_b).tolist() == [[0, 4], [2, 0], [4, 0], [5, 3]]
-    assert vertex_correspondences(ids_a, ids_b[:0]).shape == (0, 2)
-    assert vertex_correspondences(ids_a[:0], ids_b).shape == (0, 2)
 
 
 def test_features_of_one_function_of_the_place_agree_across_views():

@@ -82,6 +82,7 @@ def test_reset_forgets_the_scene_before():
         bank.update(*frame)
     bank.reset("next")
     assert (len(bank), bank.num_frames, bank.scene) == (0, 0, "next")
+    assert bank.features.untyped_storage().nbytes() == 0  # nor is it saved with the next one
 
 
 def test_the_least_seen_of_too_many_voxels_go_first():

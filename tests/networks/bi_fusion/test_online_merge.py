@@ -116,3 +116,10 @@ def test_reset_starts_another_scene():
     merge.reset("next")
     assert merge.merge(*frame((0, 1))).tolist() == [0]
     assert (merge.scene, merge.num_frames) == ("next", 1)
+
+
+@pytest.mark.parametrize("setting", [{"voxel_size": 0.0}, {"max_age": -1}, {"max_objects": -1}])
+def test_settings_out_of_range_are_refused(setting):
+    name, value = next(iter(setting.items()))
+    with pytest.raises(ValueError, match=f"{name} (is )?{value}"):
+        OnlineMerge(**setting)

@@ -124,6 +124,52 @@ def watched(source):
     return source, looked_at
 
 
+def test_damaged_annotations_are_found_before_training(tmp_path):
+    root = tiny_scans.write_raw(tmp_path, ("scene0000_00", "scene0001_00"))
+    segments = root / SCENE / f"{SCENE}_vh_clean_2.0.010000.segs.json"
+    segments.write_text(segments.read_text()[:-20])
+    source = open_scannet(root)
+    reports = survey(source, source.scenes(), tmp_path / "index", check_images=True)
+    assert reports[SCENE].kept == ()
+    assert "segs.json is not valid JSON" in reports[SCENE].problem
+    assert reports["scene0001_00"].kept == (0, 20, 60)
+
+
+@pytest.mark.parametrize("single_view", [False, True])
+def test_frames_whose_stored_points_are_damaged_are_left_out(tmp_path, single_view):
+    root = tiny_scans.write_esam(tmp_path, single_view=single_view)
+    file = root / "points" / (f"{SCENE}_20.bin" if single_view else f"{SCENE}/20.bin")
+    file.write_bytes(file.read_bytes()[:-4])
+    report = survey(open_scannet(root), [SCENE], tmp_path / "index", check_images=True)[SCENE]
+    assert (report.kept, report.damaged) == ((0, 60), (20,))
+    assert f"{file.name} holds" in report.problem
+
+
+@pytest.mark.parametrize("single_view", [False, True])
+def test_labels_that_come_later_are_found(tmp_path, single_view):
+    root = tiny_scans.write_esam(tmp_path, single_view=single_view)
+    for annotated in (root / "3D" / SCENE).iterdir():
+        annotated.unlink()
+    (root / "semantic_mask").rename(root / "elsewhere")
+    assert survey(open_scannet(root), [SCENE], tmp_path / "index", check_images=False)[SCENE].labels == ()
+    (root / "elsewhere").rename(root / "semantic_mask")
+    found = survey(open_scannet(root), [SCENE], tmp_path / "index", check_images=False, recheck=False)
+    assert found[SCENE].labels == ("scannet20", "scannet200")
+
+
+def test_a_folder_for_reports_that_cannot_be_written_is_told(tmp_path):
+    source = open_scannet(tiny_scans.write_raw(tmp_path / "root"))
+    (tmp_path / "file").write_text("no folder")
+    with pytest.raises(ValueError, match=r"cannot be written .* data\.init_args\.index"):
+        survey(source, [SCENE], tmp_path / "file", check_images=False)
+
+
+def test_a_scan_without_frames_says_what_to_get(tmp_path):
+    tiny_scans.write_annotations(tmp_path / SCENE)
+    report = open_scannet(tmp_path).report(SCENE)
+    assert f"has no frames: neither {SCENE}.sens nor color" in report.problem
+
+
 def test_frames_without_any_depth_are_left_out(tmp_path):
     root = tiny_scans.write_raw(tmp_path)
     Image.fromarray(np.zeros((48, 64), np.uint16)).save(root / SCENE / "depth" / "20.png")
@@ -192,6 +238,13 @@ def test_classes_beyond_the_table_are_refused(tmp_path):
     np.save(file, np.load(file) + 20)
     with pytest.raises(ValueError, match=r"segment20\.npy counts classes up to 26"):
         open_scannet(root).mesh(SCENE)
+
+
+def test_pointcepts_arrays_without_frames_say_where_to_give_them(tmp_path):
+    root = tiny_scans.write_pointcept(tmp_path / "arrays", with_frames=False)
+    assert "data.init_args.frames_root" in open_scannet(root).report(SCENE).problem
+    with pytest.raises(FileNotFoundError, match=r"nowhere is no folder\. Give raw scans"):
+        open_scannet(root, frames_root=tmp_path / "nowhere")
 
 
 def test_an_unknown_layout_names_those_known(tmp_path):

@@ -67,6 +67,7 @@ def test_every_layout_gives_the_same_labels(source):
             assert (known.labels["scannet20"].numpy() == tiny_scans.CLASSES_20[faces]).all()
             assert (known.instances.numpy() == faces).all()
             assert (known.superpoints.numpy() == 2 * faces).all()
+    assert source.has_mesh(SCENE)
     mesh = source.mesh(SCENE)
     points, faces = tiny_scans.mesh_vertices()
     np.testing.assert_allclose(mesh.points[:, :3], points, atol=1e-6)
