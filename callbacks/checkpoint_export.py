@@ -9,12 +9,16 @@ from lightning.pytorch.utilities import rank_zero_info
 from typing_extensions import override
 
 from callbacks.run_folder import run_folder
+from callbacks.writers.bi_fusion import write_bi_fusion
 from callbacks.writers.gaussian_scene import write_gaussian_scene
 from callbacks.writers.language_field import write_language_field
+from callbacks.writers.sdf_vqvae import write_sdf_vqvae
 from callbacks.writers.semantic_encoder import extract_semantic_encoder, write_semantic_encoder
+from lightning_modules.bi_fusion import BiFusionModule
 from lightning_modules.depth_autoencoder import DepthAutoencoderModule
 from lightning_modules.gaussian_rgb import GaussianRgbModule
 from lightning_modules.language_field import LanguageFieldModule
+from lightning_modules.sdf_vqvae import SparseSdfVqvaeModule
 
 
 def _write_language_field(module: LanguageFieldModule, folder: Path) -> list[Path]:
@@ -23,9 +27,11 @@ def _write_language_field(module: LanguageFieldModule, folder: Path) -> list[Pat
 
 # What writes a model of each class into a folder and returns the files.
 WRITERS: dict[type[LightningModule], Callable[[Any, Path], list[Path]]] = {
+    BiFusionModule: write_bi_fusion,
     DepthAutoencoderModule: write_semantic_encoder,
     GaussianRgbModule: write_gaussian_scene,
     LanguageFieldModule: _write_language_field,
+    SparseSdfVqvaeModule: write_sdf_vqvae,
 }
 
 # What takes a model of a class out of any checkpoint file of its family, needing neither data nor trainer.
@@ -43,8 +49,9 @@ class CheckpointExport(Callback):
     A language field becomes ``language_field.safetensors``, ``gaussians.ply`` and one LangSplatV2 checkpoint per level;
     Gaussians trained on photographs ``gaussians.ply`` and a 3DGS ``chkpnt{step}.pth``; the encoder of a depth
     autoencoder ``encoder_weights.pth``, a folder for ``SemanticEncoder.from_pretrained`` and
-    ``semantic_encoder.onnx``. They are written after the last checkpoint, by the first process alone; a crash while
-    writing loses no checkpoint.
+    ``semantic_encoder.onnx``; a Bi-Fusion encoder ``bi_fusion_encoder.safetensors`` with ``config.json``, and its dense
+    parts as ONNX; a sparse-SDF VQVAE ``sdf_vqvae.safetensors`` with ``config.json``, its encoder and its codebook. They
+    are written after the last checkpoint, by the first process alone; a crash while writing loses no checkpoint.
 
     Args:
         output: Folder to write to; ``exports`` in the folder of the run unless given.

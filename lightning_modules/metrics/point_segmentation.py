@@ -9,7 +9,7 @@ from torchmetrics import Metric
 from typing_extensions import override
 
 from lightning_modules.functional.bi_fusion.fusion_losses import unit_rows
-from lightning_modules.functional.collectives import gather_rows
+from lightning_modules.functional.collectives import gather_rows, sum_over_processes
 
 _NAME_BYTES = 128  # of a scene, in what processes exchange
 
@@ -109,8 +109,8 @@ class PointSegmentation(Metric):
         return figures
 
     def class_table(self) -> dict[str, tuple[float, float, int]]:
-        """Returns IoU, accuracy and number of points of each class that occurs, on this process alone."""
-        counts = _class_counts(self.confusion)
+        """Returns IoU, accuracy and number of points of each class that occurs; call it on every process."""
+        counts = _class_counts(sum_over_processes(self.confusion))
         rows = zip(self.class_names, *(part.tolist() for part in _rates(counts)), counts[1].tolist(), strict=True)
         return {name: (iou, accuracy, number) for name, iou, accuracy, number in rows if number}
 
