@@ -103,7 +103,14 @@ class FeatureStoreWriter(BasePredictionWriter):
             self._writer.write(frame.scene, frame.frame_id, frame.tokens, frame.clip_global)
 
     @override
-    def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        self._close()  # what was computed is kept
+
+    @override
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Closes the store, also in processes that had no frame left, whose loop Lightning skips."""
+        if self._writer is None:
+            return
         self._close()
         trainer.strategy.barrier()
         if trainer.is_global_zero:
@@ -114,15 +121,7 @@ class FeatureStoreWriter(BasePredictionWriter):
                 f"--data.init_args.offline_clip_feat true --data.init_args.feature_store {self._root}"
             )
 
-    @override
-    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        self._close()  # what was computed is kept
-
-    @override
-    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        self._close()
-
     def _close(self) -> None:
-        if self._writer is not None:
-            self._writer.close()
-            self._writer = None
+        writer, self._writer = self._writer, None
+        if writer is not None:
+            writer.close()

@@ -36,7 +36,6 @@ from lightning_modules.bi_fusion import BiFusionModule, FramePrediction
 
 SETTINGS_FILE = "settings.json"
 COST_TABLE = "frames.csv"
-_SAVED_EVERY = 16  # rows of costs
 
 
 class FrameFeatureWriter(BasePredictionWriter):
@@ -45,7 +44,7 @@ class FrameFeatureWriter(BasePredictionWriter):
     The ``.npz`` holds ``pts_feat`` [N, 128], ``uv_idx`` [N, 2] (pixels at ``image_size``, sub-pixel, u before v),
     ``conf_2d`` [N] (0 = not seen), ``points`` [N, 6] (x y z, r g b), ``gate`` [N] and, where known, ``clip_global``.
     The picture shows the photo and, beside it, the features by their three main directions, fitted to the first frame
-    of a scene that a process writes.
+    of a scene that a process writes and that has points.
 
     Frames whose files are whole are left out, so that the same command goes on after a break. ``settings.json`` says
     which weights and settings made the files; others are refused. Each process writes its own frames; at the end
@@ -65,8 +64,7 @@ class FrameFeatureWriter(BasePredictionWriter):
             raise ValueError(f"dtype is {dtype!r}; allowed: {', '.join(('float16', 'float32'))}.")
         self.output, self.dtype, self.pictures = output, dtype, pictures
         self._root = Path()
-        self._costs: list[FrameCost] = []
-        self._num_skipped = 0
+        self._num_wanted = self._num_skipped = 0
         self._colours: dict[str, FeatureColours] = {}
         self._started = self._loaded = 0.0
 
@@ -77,7 +75,7 @@ class FrameFeatureWriter(BasePredictionWriter):
         Raises:
             ValueError: If it is used with another module or data module.
         """
-        if stage != "predict":
+        if not _predicts(trainer, stage):
             return
         data = trainer.datamodule  # type: ignore[attr-defined]
         if not isinstance(data, ScanNetDataModule) or not isinstance(pl_module, BiFusionModule):
@@ -89,13 +87,11 @@ class FrameFeatureWriter(BasePredictionWriter):
         self._root = Path(self.output or run_folder(trainer) / "frame_features")
         wanted = data.frames_to_predict()
         done = [(scene, frame) for scene, frame in wanted if self._is_done(scene, frame)]
-        self._num_skipped, self._costs, self._colours = len(done), [], {}
+        self._num_wanted, self._num_skipped, self._colours = len(wanted), len(done), {}
         trainer.strategy.barrier()  # all have looked before one of them writes
         data.leave_out(done)
         if trainer.is_global_zero:
             join_costs(self._root, COST_TABLE)  # what a killed run left
-        if len(done) == len(wanted):
-            rank_zero_info(f"{self._root} has all {len(wanted)} frames already; nothing to do.")
 
     @override
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -104,31 +100,10 @@ class FrameFeatureWriter(BasePredictionWriter):
         Raises:
             ValueError: If it holds such.
         """
-        assert isinstance(pl_module, BiFusionModule)
-        data = trainer.datamodule  # type: ignore[attr-defined]
-        settings = {
-            "weights": weights_digest(pl_module.encoder),
-            "step": pl_module.num_steps,
-            "image_tower": pl_module.image_tower,
-            "image_size": list(data.image_size),
-            "max_points": data.max_points,
-            "points": data.points,
-            "dtype": self.dtype,
-        }
-        file = self._root / SETTINGS_FILE
-        if file.is_file():
-            found = json.loads(file.read_text())
-            different = [f"{key} is {found.get(key)!r} there, {settings.get(key)!r} now"
-                         for key in {**settings, **found} if found.get(key) != settings.get(key)]  # fmt: skip
-            if different:
-                raise ValueError(
-                    f"{self._root} holds features made otherwise: {'; '.join(different)}. Give another folder as the "
-                    "writer's output, or delete that one."
-                )
-        trainer.strategy.barrier()
-        if trainer.is_global_zero:
-            with replacing(file) as temporary:
-                temporary.write_text(json.dumps(settings, indent=2) + "\n")
+        settings = self._settings(trainer, pl_module)
+        check_settings(self._root, settings)
+        with replacing(self._root / SETTINGS_FILE) as temporary:  # the same from all processes
+            temporary.write_text(json.dumps(settings, indent=2) + "\n")
         self._started = time.perf_counter()
 
     @override
@@ -147,6 +122,7 @@ class FrameFeatureWriter(BasePredictionWriter):
         dataloader_idx: int,
     ) -> None:
         computed, count = time.perf_counter(), len(prediction)
+        costs = []
         for number, frame in enumerate(prediction):
             before = time.perf_counter()
             size = self._write(trainer, frame, None if batch.images is None else batch.images[number, 0].cpu())
@@ -160,19 +136,45 @@ class FrameFeatureWriter(BasePredictionWriter):
                 peak_mib=peak_memory_mib(pl_module.device),
                 bytes=size,
             )
-            self._costs.append(cost)
-        if len(self._costs) >= _SAVED_EVERY:
-            self._save_costs(trainer)
+            costs.append(cost)
+        append_costs(self._root / f".{COST_TABLE}.{trainer.global_rank}", costs)
         self._started = time.perf_counter()
 
     @override
-    def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._save_costs(trainer)
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Joins the tables of all processes, also of those that had no frame left, whose loop Lightning skips.
+
+        Raises:
+            ValueError: If all frames are there, but of other weights or settings.
+        """
+        if not _predicts(trainer, stage):
+            return
+        check_settings(self._root, self._settings(trainer, pl_module))
         trainer.strategy.barrier()
         if trainer.is_global_zero:
             costs = join_costs(self._root, COST_TABLE)
             Console(stderr=True).print(cost_table(costs, self._num_skipped))
-            rank_zero_info(f"Written: {self._root}")
+            if self._num_skipped == self._num_wanted:
+                rank_zero_info(f"{self._root} has all {self._num_wanted} frames already; nothing to do.")
+            else:
+                rank_zero_info(f"Written: {self._root}")
+
+    def _settings(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
+        """Returns what the features follow from, beside the data."""
+        assert isinstance(pl_module, BiFusionModule)
+        data = trainer.datamodule  # type: ignore[attr-defined]
+        return {
+            "weights": weights_digest(pl_module.encoder),
+            "step": pl_module.num_steps,
+            "image_tower": pl_module.image_tower,
+            "image_size": list(data.image_size),
+            "depth_size": list(data.depth_size),
+            "intrinsics": data.intrinsics,
+            "points": data.points,
+            "max_points": data.max_points,
+            "seed": data.seed,
+            "dtype": self.dtype,
+        }
 
     def _is_done(self, scene: str, frame: int) -> bool:
         has_picture = not self.pictures or picture_file(self._root, scene, frame).is_file()
@@ -187,16 +189,40 @@ class FrameFeatureWriter(BasePredictionWriter):
                 source = trainer.datamodule.source  # type: ignore[attr-defined]
                 image = source.load(frame.scene, frame.frame_id, with_depth=False).image
             assert image is not None
-            if frame.scene not in self._colours:
-                self._colours[frame.scene] = feature_colours(frame.fused)
-            write_picture(paths[1], frame, image, self._colours[frame.scene])
+            colours = self._colours.get(frame.scene) or feature_colours(frame.fused)
+            if len(frame.fused):
+                self._colours[frame.scene] = colours
+            write_picture(paths[1], frame, image, colours)
         write_features(paths[0], frame, self.dtype)
         return sum(path.stat().st_size for path in paths)
 
-    def _save_costs(self, trainer: Trainer) -> None:
-        if self._costs:
-            append_costs(self._root / f".{COST_TABLE}.{trainer.global_rank}", self._costs)
-            self._costs = []
+
+def _predicts(trainer: Trainer, stage: str) -> bool:
+    """Tells ``predict`` from ``export`` and ``view``, which only set it up."""
+    return stage == "predict" and trainer.limit_predict_batches != 0
+
+
+def check_settings(folder: Path, settings: dict[str, Any]) -> None:
+    """Refuses a folder of features made otherwise.
+
+    Raises:
+        ValueError: If its settings are others, or cannot be read.
+    """
+    file = folder / SETTINGS_FILE
+    if not file.is_file():
+        return
+    remedy = "Give another folder as the writer's output, or delete that one."
+    try:
+        found = dict(json.loads(file.read_text()))
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{file} cannot be read ({error}). {remedy}") from error
+    different = [
+        f"{key} is {found.get(key)!r} there, {settings.get(key)!r} now"
+        for key in {**settings, **found}
+        if found.get(key) != settings.get(key)
+    ]
+    if different:
+        raise ValueError(f"{folder} holds features made otherwise: {'; '.join(different)}. {remedy}")
 
 
 def peak_memory_mib(device: torch.device) -> float:

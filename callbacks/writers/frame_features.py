@@ -18,6 +18,7 @@ from datamodules.readers.atomic_files import replacing
 from lightning_modules.bi_fusion import FramePrediction
 
 ARRAYS = ("pts_feat", "uv_idx", "conf_2d", "points", "gate")
+MOST_PIXELS_OF_POINT = 16  # along a side; painting takes as many steps as a square has pixels
 PNG_EFFORT = 1  # of zlib: 6, the usual, takes five times as long for a tenth less
 
 
@@ -64,6 +65,9 @@ def write_features(path: Path, prediction: FramePrediction, dtype: Literal["floa
         path: The ``.npz`` file.
         prediction: Of the frame.
         dtype: Of ``pts_feat``; the others are float32.
+
+    Raises:
+        ValueError: If a feature is not finite in it.
     """
     arrays = {
         "pts_feat": prediction.fused.to(torch.float16 if dtype == "float16" else torch.float32).numpy(),
@@ -74,6 +78,11 @@ def write_features(path: Path, prediction: FramePrediction, dtype: Literal["floa
     }
     if prediction.clip_global is not None:
         arrays["clip_global"] = prediction.clip_global.numpy()
+    if not np.isfinite(arrays["pts_feat"]).all():
+        raise ValueError(
+            f"The features of frame {prediction.frame_id} of {prediction.scene} are not finite in {dtype}. Look for "
+            "NaN in the training's losses; where there is none, set the writer's dtype to float32."
+        )
     with replacing(path) as temporary, temporary.open("wb") as file:
         np.savez(file, **arrays)  # type: ignore[arg-type]
 
@@ -113,6 +122,8 @@ class FeatureColours(NamedTuple):
 def feature_colours(features: Float[Tensor, "points channels"], most: int = 4096) -> FeatureColours:
     """Fits colours to features by their principal components; with many, every so many-th is looked at."""
     some = features[:: max(len(features) // most, 1)].float()
+    if len(some) == 0:
+        some = some.new_zeros(1, features.shape[1])
     mean = some.mean(dim=0)
     _, axes = torch.linalg.eigh((some - mean).T @ (some - mean))
     axes = axes[:, -3:].flip(-1)
@@ -128,7 +139,8 @@ def write_picture(
     """Writes the photo with the features of the points that the frame sees beside it, each point a small square."""
     height, width = prediction.image_size
     seen = prediction.conf_2d > 0
-    size = max(round((height * width / max(int(seen.sum()), 1)) ** 0.5 * 1.5), 1)
+    size = round((height * width / max(int(seen.sum()), 1)) ** 0.5 * 1.5)
+    size = min(max(size, 1), MOST_PIXELS_OF_POINT)
     painted = paint_points(prediction.uv[seen], colours(prediction.fused[seen]), (height, width), size)
     left = Image.fromarray(photo.numpy())
     if left.size != (width, height):

@@ -74,8 +74,8 @@ def write_feature_store(
             raise ValueError(f"{path} was made otherwise: {different}. {remedy}")
         if not torch.equal(_read_projection(path, found), projection):
             raise ValueError(f"{path} was made otherwise: its projection has other numbers. {remedy}")
-    elif path.is_dir() and any(entry.name != PROJECTION_FILE and entry.name[0] != "." for entry in path.iterdir()):
-        raise ValueError(f"{path} holds files, but is no feature store: it has no {HEADER_FILE}. {remedy}")
+    elif path.is_file() or any(entry.name != PROJECTION_FILE and entry.name[0] != "." for entry in path.glob("*")):
+        raise ValueError(f"{path} holds something, but is no feature store: it has no {HEADER_FILE}. {remedy}")
     else:
         with replacing(path / PROJECTION_FILE) as temporary:
             save_file({"projection": projection}, temporary)
@@ -99,8 +99,15 @@ def _read_header(path: Path) -> StoreHeader:
         for name in ("image_size", "token_shape"):
             content[name] = tuple(content[name])
         header = StoreHeader(**content)
-        if header.backend not in get_args(Backend) or header.dtype != "float16" or len(header.token_shape) != 3:
-            raise ValueError(f"backend {header.backend}, dtype {header.dtype}, token_shape {header.token_shape}")
+        sizes = (*header.image_size, *header.token_shape, header.text_channels)
+        if (
+            len(header.image_size) != 2
+            or len(header.token_shape) != 3
+            or not all(type(s) is int and s > 0 for s in sizes)
+        ):
+            raise ValueError(f"image_size, token_shape and text_channels of {sizes}")
+        if header.backend not in get_args(Backend) or header.dtype != "float16":
+            raise ValueError(f"backend {header.backend}, dtype {header.dtype}")
         return header
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{file} is not the header of a feature store ({error}). {remedy}") from error
@@ -113,5 +120,8 @@ def _read_projection(path: Path, header: StoreHeader) -> Float[Tensor, "channels
     except (SafetensorError, KeyError, FileNotFoundError) as error:
         raise ValueError(f"{file} cannot be read ({error}). Delete the store and fill it anew.") from error
     if projection.shape != (header.token_shape[0], header.text_channels):
-        raise ValueError(f"{file} is {list(projection.shape)}, which the header's shapes do not allow. Fill it anew.")
+        raise ValueError(
+            f"{file} is {list(projection.shape)}, which the header's shapes do not allow. Delete the store and "
+            "fill it anew."
+        )
     return projection

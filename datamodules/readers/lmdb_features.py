@@ -134,15 +134,24 @@ class LmdbWriter(RecordWriter):
             self._commit()
 
     def _commit(self) -> None:
-        with self._environment.begin(write=True) as transaction:
-            for key, value in self._waiting:
-                transaction.put(key, value)
-        self._waiting = []
+        try:
+            with self._environment.begin(write=True) as transaction:
+                for key, value in self._waiting:
+                    transaction.put(key, value)
+        except _lmdb().Error as error:
+            raise ValueError(
+                f"{self.path} cannot take more records ({error}). Free some space, or copy it to another disk; the "
+                "same command goes on with what is there."
+            ) from error
+        finally:
+            self._waiting = []
 
     @override
     def close(self) -> None:
-        self._commit()
-        self._environment.close()
+        try:
+            self._commit()
+        finally:
+            self._environment.close()
 
 
 def _record_key(scene: str, frame: int) -> bytes:
@@ -152,5 +161,9 @@ def _record_key(scene: str, frame: int) -> bytes:
 def _lmdb_keys(environment: Any) -> Iterator[FrameKey]:
     with environment.begin() as transaction:
         for key in transaction.cursor().iternext(keys=True, values=False):
-            scene, frame = bytes(key).decode().rsplit("/", 1)
+            scene, _, frame = bytes(key).decode(errors="replace").rpartition("/")
+            if not frame.isdecimal():
+                raise ValueError(
+                    f"{environment.path()} has the key {key!r}, which is none of a feature store's. Delete it."
+                )
             yield scene, int(frame)

@@ -1,9 +1,6 @@
 """Depth maps of six kinds of scenes, cast ray by ray onto boxes, cylinders and spheres, seen by an imperfect sensor."""
 
 import itertools
-import json
-import os
-import shutil
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +14,7 @@ from rich.progress import track
 from typing_extensions import override
 
 from datamodules.depth_maps import DepthMapsDataModule
+from datamodules.synthetic.world_folder import write_folder_once
 from lightning_modules.functional.depth_autoencoder.depth_range import DepthRange
 
 SETTINGS_FILE = "depth_scenes.json"
@@ -118,23 +116,7 @@ class DepthScenesDataModule(DepthMapsDataModule):
         """
         settings = {"scenes_per_kind": self.scenes_per_kind, "frames_per_scene": self.frames_per_scene}
         settings["world_seed"] = self.world_seed
-        file = self.root / SETTINGS_FILE
-        if self.root.exists() and any(self.root.iterdir()):
-            found = json.loads(file.read_text()) if file.is_file() else "something else"
-            if found != settings:
-                raise ValueError(
-                    f"{self.root} holds {found}, but the settings ask for {settings}. Give another root, or delete "
-                    "that folder to have the maps written anew."
-                )
-            return
-        temporary = self.root.with_name(f".{self.root.name}.{os.getpid()}")
-        shutil.rmtree(temporary, ignore_errors=True)
-        try:
-            write_depth_scenes(temporary, **settings)
-            (temporary / SETTINGS_FILE).write_text(json.dumps(settings))
-            os.replace(temporary, self.root)  # an empty folder may stand there
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
+        write_folder_once(self.root, SETTINGS_FILE, settings, lambda folder: write_depth_scenes(folder, **settings))
 
 
 def write_depth_scenes(folder: Path, scenes_per_kind: int, frames_per_scene: int, world_seed: int) -> None:

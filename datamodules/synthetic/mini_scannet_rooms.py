@@ -188,7 +188,6 @@ class _Layout:
         low, high = thing.bounds()
         if (low[:2] < -0.01).any() or (high[:2] > self.size[:2] + 0.01).any() or high[2] > self.size[2]:
             return False
-        taken = np.stack([low, high])
         front = thing.rotation @ np.array([0, in_front, 0])
         taken = np.stack([np.minimum(low, low + front), np.maximum(high, high + front)])
         overlaps = (np.minimum(taken[1], other[1]) - np.maximum(taken[0], other[0]) > -_GAP for other in self._taken)
@@ -208,7 +207,7 @@ def _bedroom(layout: _Layout) -> None:
     if bed is not None:
         low, high = bed._replace(rotation=np.eye(3), position=np.zeros(3)).bounds()
         for x in (low[0] / 2, high[0] / 2):
-            layout.beside(bed, "pillow", (x, 0.1, high[2] * 0 + 0.5), touches=True)
+            layout.beside(bed, "pillow", (x, 0.1, 0.5), touches=True)
         layout.beside(bed, "nightstand", (high[0] + 0.35, 0, 0))
     layout.along_wall("cabinet")
     desk = layout.along_wall("desk", in_front=0.75)

@@ -86,7 +86,7 @@ class TextSpace(NamedTuple):
         return self.meanings[self.names.index(name)]
 
 
-class FrameTokens(NamedTuple):
+class DrawnTokens(NamedTuple):
     """What the stand-in makes of one photo.
 
     Attributes:
@@ -157,7 +157,7 @@ class Teacher:
 
     def look(
         self, thing_ids: Int[np.ndarray, "height width"], image: UInt8[np.ndarray, "height width 3"]
-    ) -> FrameTokens:
+    ) -> DrawnTokens:
         """Returns tokens of a photo by what its pixels show."""
         space, rng, strength = self.space, self.rng, _meaning_strength()
         doubt = np.clip(self._doubt + rng.normal(0, CONFUSION_OF_VIEW, len(self._doubt)), 0, 1)[:, None]
@@ -176,7 +176,7 @@ class Teacher:
         tokens = _product(clean + noise, self._rotation)
         whole = space.image_direction + strength * overall @ seen_as
         whole = whole + rng.normal(0, 0.5 * NOISE / np.sqrt(NUM_TEXT), whole.shape)
-        return FrameTokens(tokens.T.reshape(NUM_CHANNELS, GRID, GRID), whole / np.linalg.norm(whole))
+        return DrawnTokens(tokens.T.reshape(NUM_CHANNELS, GRID, GRID), whole / np.linalg.norm(whole))
 
     def _relative(self, name: str) -> str:
         """Draws what an object may be mistaken for."""

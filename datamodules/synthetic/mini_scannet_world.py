@@ -1,8 +1,5 @@
 """Writes a whole synthetic ScanNet: rooms, frames, meshes, labels, texts, and the stand-in teacher's features."""
 
-import json
-import os
-import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -32,8 +29,9 @@ from datamodules.synthetic.mini_scannet_teacher import (
     TextSpace,
     text_space,
 )
+from datamodules.synthetic.world_folder import write_folder_once
 
-WORLD_VERSION = 2  # of the worlds that the same settings give; raise it with every change that alters a file
+WORLD_VERSION = 1  # of the worlds that the same settings give; raise it with every change that alters a file
 SETTINGS_FILE = "mini_scannet.json"
 STORE_FOLDER = "stand_in_features"
 TEXT_FILE = "text_embeddings.npz"
@@ -69,38 +67,8 @@ def write_world_once(root: Path, settings: MiniScanNetSettings) -> None:
     Raises:
         ValueError: If ``root`` holds a world of other settings, or something else.
     """
-    if _is_written(root, settings):
-        return
-    temporary = root.with_name(f".{root.name}.{os.getpid()}")
-    shutil.rmtree(temporary, ignore_errors=True)
-    try:
-        write_world(temporary, settings)
-        os.replace(temporary, root)  # an empty folder may stand there
-    except OSError:
-        if not _is_written(root, settings):  # unless another run wrote the same world meanwhile
-            raise
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-
-
-def _is_written(root: Path, settings: MiniScanNetSettings) -> bool:
-    if not root.exists() or (root.is_dir() and not any(root.iterdir())):
-        root.parent.mkdir(parents=True, exist_ok=True)
-        return False
-    file = root / SETTINGS_FILE
-    remedy = "Give another root, or delete that folder to have the rooms written anew."
-    if not file.is_file():
-        raise ValueError(f"{root} is no synthetic ScanNet: it holds files, but no {SETTINGS_FILE}. {remedy}")
-    try:
-        found = json.loads(file.read_text())
-    except ValueError as error:
-        raise ValueError(f"{file} cannot be read ({error}). {remedy}") from error
-    wanted = {"version": WORLD_VERSION, **asdict(settings)}
-    if found != wanted:
-        different = [key for key in {**wanted, **found} if found.get(key) != wanted.get(key)]
-        held, asked = ({key: one.get(key) for key in different} for one in (found, wanted))
-        raise ValueError(f"{root} holds rooms with {held}, but the settings ask for {asked}. {remedy}")
-    return True
+    stated = {"version": WORLD_VERSION, **asdict(settings)}
+    write_folder_once(root, SETTINGS_FILE, stated, lambda folder: write_world(folder, settings))
 
 
 def write_world(folder: Path, settings: MiniScanNetSettings) -> None:
@@ -131,7 +99,6 @@ def write_world(folder: Path, settings: MiniScanNetSettings) -> None:
     with write_feature_store(folder / STORE_FOLDER, header, torch.from_numpy(space.projection)) as store:
         for index, (scene, kind) in enumerate(track(scenes, "Building rooms", transient=True)):
             _write_scene(folder / "scans" / scene, kind, index, settings, space, store)
-    (folder / SETTINGS_FILE).write_text(json.dumps({"version": WORLD_VERSION, **asdict(settings)}))
     rank_zero_info(
         f"{len(scenes)} synthetic rooms, {settings.frames_in_scene} frames of each. Their features are stand-ins, "
         "drawn from labels with the noise and blur of CLIP's grid: no weights are needed, and no figure made with them "

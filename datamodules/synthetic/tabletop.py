@@ -1,8 +1,5 @@
 """A synthetic scene in the layout of a real one: a table with everyday objects in a room, photographed from around."""
 
-import json
-import os
-import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -33,6 +30,7 @@ from datamodules.synthetic.tabletop_photos import (
     to_srgb,
 )
 from datamodules.synthetic.tabletop_rooms import World, furnish
+from datamodules.synthetic.world_folder import write_folder_once
 from lightning_modules.functional.camera_paths import CameraPathSettings
 from lightning_modules.functional.cameras import Camera
 
@@ -164,38 +162,7 @@ def write_world_once(root: Path, settings: WorldSettings) -> None:
     Raises:
         ValueError: If ``root`` holds a world of other settings, or something else.
     """
-    if _is_written(root, settings):
-        return
-    temporary = root.with_name(f".{root.name}.{os.getpid()}")
-    shutil.rmtree(temporary, ignore_errors=True)
-    try:
-        write_world(temporary, settings)
-        os.replace(temporary, root)  # an empty folder may stand there
-    except OSError:
-        if not _is_written(root, settings):  # unless another run wrote the same world meanwhile
-            raise
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-
-
-def _is_written(root: Path, settings: WorldSettings) -> bool:
-    if not root.exists() or (root.is_dir() and not any(root.iterdir())):
-        root.parent.mkdir(parents=True, exist_ok=True)
-        return False
-    file = root / SETTINGS_FILE
-    remedy = "Give another root, or delete that folder to have the world written anew."
-    if not file.is_file():
-        raise ValueError(f"{root} is no synthetic world: it holds files, but no {SETTINGS_FILE}. {remedy}")
-    try:
-        found = json.loads(file.read_text())
-    except ValueError as error:
-        raise ValueError(f"{file} cannot be read ({error}). {remedy}") from error
-    wanted = settings.as_json()
-    if found != wanted:
-        different = [key for key in {**wanted, **found} if found.get(key) != wanted.get(key)]
-        held, asked = ({key: one.get(key) for key in different} for one in (found, wanted))
-        raise ValueError(f"{root} holds a world with {held}, but the settings ask for {asked}. {remedy}")
-    return True
+    write_folder_once(root, SETTINGS_FILE, settings.as_json(), lambda folder: write_world(folder, settings))
 
 
 def view_names(num_train_views: int) -> dict[float, str]:
@@ -263,4 +230,3 @@ def write_world(folder: Path, settings: WorldSettings) -> None:
         features=embeddings.concepts,
         is_floater=gaussians.is_floater,
     )
-    (folder / SETTINGS_FILE).write_text(json.dumps(settings.as_json(), indent=2) + "\n")

@@ -17,9 +17,11 @@ from callbacks.writers.frame_features import (
     is_whole,
     join_costs,
     read_costs,
+    write_features,
+    write_picture,
 )
 from datamodules.batches import SceneFrames
-from lightning_modules.bi_fusion import BiFusionModule
+from lightning_modules.bi_fusion import BiFusionModule, FramePrediction
 from lightning_modules.networks.bi_fusion.clip_tokens import RandomClipTokens
 from lightning_modules.networks.bi_fusion.settings import EncoderSettings
 from tests.datamodules.mini_rooms import mini_scans
@@ -30,9 +32,9 @@ SMALL = EncoderSettings(channels=16, point_channels=16, num_neighbours=4, heads=
 class Trained(BiFusionModule):
     """A small encoder with weights of a seed, as if they had been trained; counts what it is asked."""
 
-    def __init__(self, weights_seed: int = 0, clip: RandomClipTokens | None = None) -> None:
+    def __init__(self, weights_seed: int = 0, clip: RandomClipTokens | None = None, fail_at: int = -1) -> None:
         super().__init__(encoder=SMALL, clip=clip)
-        self.weights_seed, self.asked = weights_seed, []
+        self.weights_seed, self.fail_at, self.asked = weights_seed, fail_at, []
 
     @override
     def configure_model(self) -> None:
@@ -42,6 +44,8 @@ class Trained(BiFusionModule):
 
     @override
     def predict_step(self, frames: SceneFrames, batch_idx: int) -> list:
+        if batch_idx == self.fail_at:
+            raise KeyboardInterrupt
         self.asked += [(scene, int(ids[0])) for scene, ids in zip(frames.scenes, frames.frame_ids, strict=True)]
         return super().predict_step(frames, batch_idx)
 
@@ -56,15 +60,8 @@ def extract(root: Path, output: Path, module: BiFusionModule | None = None, **se
     return module
 
 
-@pytest.fixture(scope="module")
-def root(tmp_path_factory):
-    root = tmp_path_factory.mktemp("worlds")
-    mini_scans(root).prepare_data()
-    return root
-
-
-def test_each_frame_gets_its_numbers_its_picture_and_a_row(root, tmp_path):
-    module = extract(root, tmp_path, frames_per_scene=2, batch_size=2)
+def test_each_frame_gets_its_numbers_its_picture_and_a_row(mini_root, tmp_path):
+    module = extract(mini_root, tmp_path, frames_per_scene=2, batch_size=2)
     assert len(module.asked) == 6
     for scene, frame in module.asked:
         with np.load(tmp_path / scene / f"frame_{frame}.npz") as content:
@@ -90,9 +87,9 @@ def test_each_frame_gets_its_numbers_its_picture_and_a_row(root, tmp_path):
     assert not list(tmp_path.glob(".frames*"))
 
 
-def test_the_features_are_those_of_the_module(root, tmp_path):
-    extract(root, tmp_path, dtype="float32", pictures=False)
-    data = mini_scans(root)
+def test_the_features_are_those_of_the_module(mini_root, tmp_path):
+    extract(mini_root, tmp_path, dtype="float32", pictures=False)
+    data = mini_scans(mini_root)
     data.setup()
     module = Trained()
     trainer = Trainer(accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False)
@@ -103,10 +100,10 @@ def test_the_features_are_those_of_the_module(root, tmp_path):
     assert not list(tmp_path.glob("*/*.png"))
 
 
-def test_pictures_show_the_photo_as_the_image_tower_saw_it(root, tmp_path):
+def test_pictures_show_the_photo_as_the_image_tower_saw_it(mini_root, tmp_path):
     module = Trained(clip=RandomClipTokens(image_size=64))
-    extract(root, tmp_path, module, offline_clip_feat=False, image_size=(64, 64), frames_per_scene=1)
-    data = mini_scans(root, offline_clip_feat=False, image_size=(64, 64), frames_per_scene=1)
+    extract(mini_root, tmp_path, module, offline_clip_feat=False, image_size=(64, 64), frames_per_scene=1)
+    data = mini_scans(mini_root, offline_clip_feat=False, image_size=(64, 64), frames_per_scene=1)
     data.setup()
     frames = next(iter(data.predict_dataloader()))
     with Image.open(tmp_path / frames.scenes[0] / f"vis_{int(frames.frame_ids[0, 0])}.png") as picture:
@@ -115,30 +112,72 @@ def test_pictures_show_the_photo_as_the_image_tower_saw_it(root, tmp_path):
     assert (pixels[:, 64:].max(2) > 0).mean() > 0.3  # the rest is painted
 
 
-def test_whole_frames_are_not_computed_again_and_damaged_ones_are(root, tmp_path):
-    first = extract(root, tmp_path, frames_per_scene=1).asked
+def test_whole_frames_are_not_computed_again_and_damaged_ones_are(mini_root, tmp_path):
+    first = extract(mini_root, tmp_path, frames_per_scene=1).asked
     assert len(first) == 3
     damaged = tmp_path / first[0][0] / f"frame_{first[0][1]}.npz"
     damaged.write_bytes(damaged.read_bytes()[:1000])
     assert not is_whole(damaged)
     (tmp_path / first[1][0] / f"vis_{first[1][1]}.png").unlink()
-    assert sorted(extract(root, tmp_path, frames_per_scene=1).asked) == sorted(first[:2])
-    assert extract(root, tmp_path, frames_per_scene=1).asked == []
+    assert sorted(extract(mini_root, tmp_path, frames_per_scene=1).asked) == sorted(first[:2])
+    assert extract(mini_root, tmp_path, frames_per_scene=1).asked == []
     assert len(read_costs(tmp_path / "frames.csv")) == 3
 
 
-def test_features_of_other_weights_or_settings_are_refused(root, tmp_path):
-    extract(root, tmp_path, frames_per_scene=1)
+def test_an_interrupted_run_keeps_the_rows_of_its_frames(mini_root, tmp_path):
+    with pytest.raises(SystemExit):  # Lightning's answer to an interrupt
+        extract(mini_root, tmp_path, Trained(fail_at=2))
+    assert len(list(tmp_path.glob("*/frame_*.npz"))) == 4
+    assert len(extract(mini_root, tmp_path).asked) == 5
+    assert len(read_costs(tmp_path / "frames.csv")) == 9
+
+
+def test_features_of_other_weights_or_settings_are_refused(mini_root, tmp_path):
+    extract(mini_root, tmp_path, frames_per_scene=1)
     with pytest.raises(ValueError, match=r"holds features made otherwise: weights is"):
-        extract(root, tmp_path, Trained(weights_seed=1))
+        extract(mini_root, tmp_path, Trained(weights_seed=1))
     with pytest.raises(ValueError, match="max_points is 512 there, 64 now"):
-        extract(root, tmp_path, max_points=64)
+        extract(mini_root, tmp_path, max_points=64)
+    with pytest.raises(ValueError, match="intrinsics is 'per_scene' there, 'fixed' now"):
+        extract(mini_root, tmp_path, intrinsics="fixed")
+    with pytest.raises(ValueError, match="holds features made otherwise: weights is"):  # though no frame is left to do
+        extract(mini_root, tmp_path, Trained(weights_seed=1), frames_per_scene=1)
     assert json.loads((tmp_path / "settings.json").read_text())["dtype"] == "float16"
+    (tmp_path / "settings.json").write_text("{")
+    with pytest.raises(ValueError, match=r"settings.json cannot be read"):
+        extract(mini_root, tmp_path)
 
 
-def test_another_module_is_refused(root, tmp_path):
+def prediction(num_points: int) -> FramePrediction:
+    draw = torch.Generator().manual_seed(0)
+    points, fused, uv = (torch.rand(num_points, size, generator=draw) for size in (6, 128, 2))
+    ones = torch.ones(num_points)
+    return FramePrediction("a", 3, points, fused, fused.half(), 32 * uv, ones, ones, None, (32, 48))
+
+
+@pytest.mark.parametrize("num_points", [0, 1])
+def test_a_frame_with_hardly_any_points_has_its_files(num_points, tmp_path):
+    frame = prediction(num_points)
+    write_features(tmp_path / "frame.npz", frame, "float16")
+    assert is_whole(tmp_path / "frame.npz")
+    colours = feature_colours(frame.fused)
+    write_picture(tmp_path / "vis.png", frame, torch.zeros(32, 48, 3, dtype=torch.uint8), colours)
+    with Image.open(tmp_path / "vis.png") as picture:
+        assert picture.size == (96, 32)
+
+
+def test_features_that_are_not_finite_are_refused(tmp_path):
+    frame = prediction(5)
+    frame.fused[2, 7] = 1e5
+    write_features(tmp_path / "frame.npz", frame, "float32")
+    with pytest.raises(ValueError, match=r"frame 3 of a are not finite in float16.*dtype to float32"):
+        write_features(tmp_path / "other.npz", frame, "float16")
+    assert not (tmp_path / "other.npz").exists()
+
+
+def test_another_module_is_refused(mini_root, tmp_path):
     with pytest.raises(ValueError, match="cannot write what a BoringModel makes"):
-        extract(root, tmp_path, BoringModel())
+        extract(mini_root, tmp_path, BoringModel())
 
 
 def test_rows_of_several_processes_and_of_killed_runs_become_one_table(tmp_path):

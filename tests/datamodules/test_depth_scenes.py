@@ -119,6 +119,6 @@ def test_another_world_is_not_written_over(tmp_path):
         tiny(tmp_path / "world", scenes_per_kind=3)
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "notes.txt").write_text("mine")
-    with pytest.raises(ValueError, match="something else"):
+    with pytest.raises(ValueError, match="is no synthetic world"):
         tiny(tmp_path / "mine")
     assert (tmp_path / "mine" / "notes.txt").read_text() == "mine"

@@ -1,13 +1,11 @@
 import json
 import os
 import pickle
-import signal
-import subprocess
-import sys
 import time
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
+import lmdb
 import numpy as np
 import pytest
 import torch
@@ -130,7 +128,7 @@ def _write_share(rank: int, path: Path) -> None:
 
 @pytest.mark.ddp
 def test_two_processes_write_one_store(tmp_path):
-    mp.spawn(_write_share, (tmp_path,), nprocs=2)
+    mp.start_processes(_write_share, (tmp_path,), nprocs=2, start_method="fork")
     for backend in BACKENDS:
         path = tmp_path / backend
         check(path, range(6))
@@ -138,29 +136,24 @@ def test_two_processes_write_one_store(tmp_path):
             assert all((f"scene{scene:04d}_00", 40) in writer for scene in range(6))
 
 
-ENDLESS = """
-import sys
-sys.path[:0] = [{root!r}]
-from pathlib import Path
-from tests.datamodules.readers.test_feature_store import *
-writers = [write_feature_store(Path({path!r}) / b, replace(HEADER, backend=b), PROJECTION) for b in BACKENDS]
-for scene in range(10**6):
-    for frame in range(0, 100, 20):
-        for writer in writers:
-            writer.write(f"scene{{scene:04d}}_00", frame, *record(scene, frame))
-"""
+def _write_without_end(path: Path) -> None:
+    writers = [write_feature_store(path / b, replace(HEADER, backend=b), PROJECTION) for b in BACKENDS]
+    for scene in range(10**6):
+        for frame in range(0, 100, 20):
+            for writer in writers:
+                writer.write(f"scene{scene:04d}_00", frame, *record(scene, frame))
 
 
 def test_a_killed_writer_leaves_whole_stores(tmp_path):
-    program = ENDLESS.format(root=str(Path(__file__).parents[3]), path=str(tmp_path))
-    process = subprocess.Popen([sys.executable, "-c", program])
+    process = mp.get_context("fork").Process(target=_write_without_end, args=(tmp_path,))
+    process.start()
     try:
         give_up = time.monotonic() + 60
         while not (tmp_path / "safetensors" / "scene0040_00").exists() and time.monotonic() < give_up:
             time.sleep(0.01)
     finally:
-        process.send_signal(signal.SIGKILL)
-        process.wait()
+        process.kill()
+        process.join()
     for backend in BACKENDS:
         store = open_feature_store(tmp_path / backend)
         keys = store.keys()
@@ -170,6 +163,16 @@ def test_a_killed_writer_leaves_whole_stores(tmp_path):
         with write_feature_store(tmp_path / backend, store.header, PROJECTION) as writer:  # and goes on
             writer.write("scene0000_00", 7, *record(0, 7))
         assert len(open_feature_store(tmp_path / backend).keys()) == len(keys) + 1
+
+
+def test_a_disk_without_room_is_told_and_what_is_there_is_kept(tmp_path, monkeypatch):
+    monkeypatch.setattr("datamodules.readers.lmdb_features.LARGEST_FILE", 1 << 16)  # LMDB's own limit, for a full disk
+    with pytest.raises(ValueError, match=r"cannot take more records.*goes on with what is there"):
+        fill(tmp_path / "store", "lmdb", range(100))
+    monkeypatch.undo()
+    assert len(open_feature_store(tmp_path / "store").keys()) >= 64
+    fill(tmp_path / "store", "lmdb", range(100))
+    check(tmp_path / "store", range(100))
 
 
 def test_a_store_in_the_place_of_a_deleted_one_is_read_anew(tmp_path):
@@ -206,15 +209,23 @@ def test_what_is_no_store_is_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match="is no feature store"):
         open_feature_store(tmp_path / "absent")
     (tmp_path / "photo.jpg").write_bytes(b"x")
-    with pytest.raises(ValueError, match="holds files, but is no feature store"):
-        write_feature_store(tmp_path, HEADER, PROJECTION)
+    for path in (tmp_path, tmp_path / "photo.jpg"):
+        with pytest.raises(ValueError, match="holds something, but is no feature store"):
+            write_feature_store(path, HEADER, PROJECTION)
     with pytest.raises(ValueError, match=r"projection is \[6, 12\]"):
         write_feature_store(tmp_path / "new", HEADER, PROJECTION.T)
 
 
 @pytest.mark.parametrize(
     ("content", "problem"),
-    [("{", "is not the header"), ('{"version": 9}', "version 9"), ('{"version": 1}', "is not the header")],
+    [
+        ("{", "is not the header"),
+        ("[]", "is not the header"),
+        ('{"version": 9}', "version 9"),
+        ('{"version": 1}', "is not the header"),
+        (json.dumps({**asdict(HEADER), "token_shape": [12, 0, 2]}), "is not the header.*token_shape"),
+        (json.dumps({**asdict(HEADER), "dtype": "float32"}), "is not the header.*dtype float32"),
+    ],
 )
 def test_a_damaged_header_is_refused(content, problem, tmp_path):
     fill(tmp_path / "store", "lmdb", range(1))
@@ -247,6 +258,14 @@ def test_a_foreign_file_among_the_shards_is_refused(tmp_path):
     (tmp_path / "store" / "shard_1.lmdb").write_bytes(b"x" * 9000)
     with pytest.raises(ValueError, match=r"shard_1.lmdb cannot be opened"):
         open_feature_store(tmp_path / "store")
+    (tmp_path / "store" / "shard_1.lmdb").unlink()
+    with (
+        lmdb.open(str(tmp_path / "store" / "shard_2.lmdb"), subdir=False) as environment,
+        environment.begin(write=True) as transaction,
+    ):
+        transaction.put(b"hello", b"x")
+    with pytest.raises(ValueError, match=r"shard_2.lmdb has the key b'hello'"):
+        open_feature_store(tmp_path / "store").keys()
 
 
 def test_a_record_of_another_size_is_refused(tmp_path):
