@@ -8,7 +8,6 @@ views, and OpenScene's ensemble of it and the 3D branch.
 
 import argparse
 import json
-import os
 import tempfile
 from pathlib import Path
 
@@ -29,7 +28,6 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--labelled-only", action="store_true")
     args = parser.parse_args()
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     with tempfile.TemporaryDirectory() as folder:
         report("labels", folder)
         if not args.labelled_only:

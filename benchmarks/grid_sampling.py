@@ -9,7 +9,6 @@ not trained on.
 
 import argparse
 import json
-import os
 import tempfile
 from pathlib import Path
 
@@ -33,7 +32,6 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=240)
     parser.add_argument("--root", default=None, help="a world to use; by default one is made and thrown away")
     args = parser.parse_args()
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     trained, costs = {}, {}
     with tempfile.TemporaryDirectory() as folder:
         root = args.root or f"{folder}/world"

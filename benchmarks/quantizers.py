@@ -10,7 +10,6 @@ codes are revived after a hundred steps or so without use, so such short runs sa
 
 import argparse
 import json
-import os
 import tempfile
 from pathlib import Path
 
@@ -39,7 +38,6 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=150)
     parser.add_argument("--voxels", type=int, default=40_000)
     args = parser.parse_args()
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     print(f"{args.vae_steps} steps without codes, {args.steps} with; {args.voxels} voxels a batch")
     print(f"{'':34}" + "".join(f"{name:>16}" for name in COLUMNS) + f"{'CPU s':>8}")
     with tempfile.TemporaryDirectory() as folder:

@@ -7,7 +7,6 @@ Shapes are decoded from tokens alone.
 
 import argparse
 import json
-import os
 import tempfile
 from pathlib import Path
 
@@ -22,7 +21,6 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seed", type=int, default=0, help="of the solids")
     args = parser.parse_args()
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     with tempfile.TemporaryDirectory() as folder:
         flags = [f"--data.init_args.root={folder}/solids", f"--data.init_args.world_seed={args.seed}"]
         flags += [f"--trainer.logger.init_args.save_dir={folder}/runs"]

@@ -1,5 +1,7 @@
 """Shows decoded shapes in TensorBoard while a VQVAE trains."""
 
+from collections.abc import Iterator
+
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
@@ -7,6 +9,7 @@ from typing_extensions import override
 
 from callbacks.writers.shapes import side_by_side
 from callbacks.writers.sheets import sheet
+from datamodules.batches import SparseSdf
 from lightning_modules.sdf_vqvae import SparseSdfVqvaeModule
 
 
@@ -30,8 +33,18 @@ class ShapePictures(Callback):
         if trainer.sanity_checking or not trainer.is_global_zero or not isinstance(trainer.logger, TensorBoardLogger):
             return
         assert isinstance(pl_module, SparseSdfVqvaeModule)
-        batch = trainer.strategy.batch_to_device(pl_module.data.val_shapes(self.num_shapes), pl_module.device)
-        with trainer.precision_plugin.forward_context():
-            shapes = pl_module.decoded_shapes(batch)
-        picture = sheet([side_by_side(shape, self.size) for shape in shapes])
-        trainer.logger.experiment.add_image("shapes", picture, trainer.global_step, dataformats="HWC")
+        pictures = []
+        for alone in _one_by_one(pl_module.data.val_shapes(self.num_shapes)):
+            batch = trainer.strategy.batch_to_device(alone, pl_module.device)
+            with trainer.precision_plugin.forward_context():
+                pictures += [side_by_side(shape, self.size) for shape in pl_module.decoded_shapes(batch)]
+        trainer.logger.experiment.add_image("shapes", sheet(pictures), trainer.global_step, dataformats="HWC")
+
+
+def _one_by_one(batch: SparseSdf) -> Iterator[SparseSdf]:
+    """Yields the shapes of a batch as batches of their own: whole shapes together could take too much memory."""
+    for number, name in enumerate(batch.names):
+        own = batch.coords[:, 0] == number
+        coords = batch.coords[own]
+        coords[:, 0] = 0
+        yield SparseSdf((name,), coords, batch.sdf[own], batch.resolution, batch.band)

@@ -71,10 +71,13 @@ class ShapeWriter(BasePredictionWriter):
             tokens = ShapeTokens(coords, shape.code_ids, 1, shape.resolution)
             path = folder / "tokens" / f"{shape.name}.npz"
             write_tokens(path, tokens, network.quantizer.num_codes, network.cells_per_token, network.down_factor)
+        if self.mesh_format == "none" and not self.pictures:
+            return
+        meshes = surfaces(shape)
         if self.mesh_format != "none":
-            write_mesh(folder / "meshes" / f"{shape.name}.{self.mesh_format}", surfaces(shape)[1])
+            write_mesh(folder / "meshes" / f"{shape.name}.{self.mesh_format}", meshes[1])
         if self.pictures:
-            write_png(folder / "pictures" / f"{shape.name}.png", side_by_side(shape, self.picture_size))
+            write_png(folder / "pictures" / f"{shape.name}.png", side_by_side(shape, self.picture_size, meshes))
 
     @override
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -31,6 +31,7 @@ from lightning_modules.functional.embeddings import (
 from lightning_modules.functional.schedules import warmed_up_cosine
 from lightning_modules.metrics.depth import DepthErrors
 from lightning_modules.networks.depth_autoencoder import DepthAutoencoder, Reconstruction
+from lightning_modules.run_length import total_steps
 
 PIXEL_GRID = 16  # rows and columns of the maps that embeddings are compared with
 
@@ -181,33 +182,12 @@ class DepthAutoencoderModule(LightningModule):
         groups = [{"params": decayed, "weight_decay": self.weight_decay}, {"params": others, "weight_decay": 0.0}]
         return torch.optim.AdamW(groups, lr=self.learning_rate, fused=True)
 
-    @property
-    def total_steps(self) -> int:
-        """Optimizer steps of the whole run.
-
-        Lightning's ``estimated_stepping_batches`` asks for the loader before a resumed run restores it, whose place in
-        the epoch is then lost (2.6).
-
-        Raises:
-            ValueError: If the run has no end.
-        """
-        trainer = self.trainer
-        steps_per_epoch = -(-int(trainer.num_training_batches) // trainer.accumulate_grad_batches)
-        limits = [] if trainer.max_epochs in (None, -1) else [int(trainer.max_epochs or 0) * steps_per_epoch]
-        limits += [] if trainer.max_steps == -1 else [trainer.max_steps]
-        if not limits:
-            raise ValueError(
-                "The run has no end, but the learning rate falls towards it: set trainer.max_epochs or "
-                "trainer.max_steps."
-            )
-        return min(limits)
-
     # Training
 
     @override
     def on_train_batch_start(self, *_: Any) -> None:
         """Sets the learning rate and the mode of batch norms, which follow from the step alone."""
-        total = self.total_steps
+        total = total_steps(self.trainer)
         share = warmed_up_cosine(self.global_step, total, round(self.warm_up * total))
         for group in self.optimizers().param_groups:  # type: ignore[union-attr]
             group["lr"] = share * self.learning_rate

@@ -25,6 +25,7 @@ from lightning_modules.networks.sdf_vqvae.quantizers import QuantizerSettings
 from lightning_modules.networks.sdf_vqvae.sparse_sdf_vqvae import ShapeTokens, SparseSDFVQVAE
 from lightning_modules.networks.sdf_vqvae.sparse_tensor import SparseTensor, Voxels
 from lightning_modules.networks.sdf_vqvae.vae_weights import load_pretrained
+from lightning_modules.run_length import total_steps
 
 LATENTS_PER_CODE = 8  # that the codebook's start looks at
 
@@ -138,28 +139,27 @@ class SparseSdfVqvaeModule(LightningModule):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        for name, value, allowed in (
-            ("training_stage", training_stage, training_stage in (0, 1, 2)),
-            ("vae_steps", vae_steps, vae_steps >= 0),
-            ("learning_rate", learning_rate, learning_rate > 0),
-            ("last_learning_rate", last_learning_rate, 0 <= last_learning_rate <= learning_rate),
-            ("autoencoder_rate", autoencoder_rate, autoencoder_rate >= 0),
-            ("warm_up", warm_up, warm_up >= 0),
-            ("usage_window", usage_window, usage_window >= 1),
-            *(
-                (f"lambda_{term}", weight, weight >= 0)
-                for term, weight in (
-                    ("occupancy", lambda_occupancy),
-                    ("vq", lambda_vq),
-                    ("commitment", lambda_commitment),
-                    ("kl", lambda_kl),
-                    ("outside", lambda_outside),
-                    ("sharp", lambda_sharp),
-                )
-            ),
+        at_least_0 = {
+            "vae_steps": vae_steps,
+            "autoencoder_rate": autoencoder_rate,
+            "warm_up": warm_up,
+            "weight_decay": weight_decay,
+            "lambda_occupancy": lambda_occupancy,
+            "lambda_vq": lambda_vq,
+            "lambda_commitment": lambda_commitment,
+            "lambda_kl": lambda_kl,
+            "lambda_outside": lambda_outside,
+            "lambda_sharp": lambda_sharp,
+        }
+        for name, value, is_allowed, allowed in (
+            ("training_stage", training_stage, training_stage in (0, 1, 2), "0, 1 or 2"),
+            ("learning_rate", learning_rate, learning_rate > 0, "above 0"),
+            ("last_learning_rate", last_learning_rate, 0 <= last_learning_rate <= learning_rate, "0 to learning_rate"),
+            ("usage_window", usage_window, usage_window >= 1, "1 or more"),
+            *((name, value, value >= 0, "0 or more") for name, value in at_least_0.items()),
         ):
-            if not allowed:
-                raise ValueError(f"{name} is {value}, out of range; see --model.help for what is allowed.")
+            if not is_allowed:
+                raise ValueError(f"{name} is {value}; allowed: {allowed}. Change model.init_args.{name}.")
         if lambda_outside and predicts_occupancy:
             raise ValueError(
                 f"lambda_outside is {lambda_outside}, but with predicts_occupancy training decodes the input's voxels "
@@ -178,7 +178,8 @@ class SparseSdfVqvaeModule(LightningModule):
             "include_self": include_self,
         }
         self.quantizer_settings, self.backend, self.checkpointing = quantizer, backend, checkpointing
-        self.training_stage, self.vae_steps, self.pretrained_vae_path = training_stage, vae_steps, pretrained_vae_path
+        self.training_stage, self.pretrained_vae_path = training_stage, pretrained_vae_path
+        self.vae_steps = vae_steps if training_stage == 2 else 0  # stage 1 begins with its codebook
         self.loss_type, self.lambda_occupancy, self.lambda_kl = loss_type, lambda_occupancy, lambda_kl
         self.lambda_vq, self.lambda_commitment = lambda_vq, lambda_commitment
         self.lambda_outside, self.lambda_sharp = lambda_outside, lambda_sharp
@@ -195,6 +196,11 @@ class SparseSdfVqvaeModule(LightningModule):
     def configure_model(self) -> None:
         if "network" in self._modules:
             return
+        own, given = self.architecture["down_factor"], self.data.settings.down_factor
+        if own != given:  # crops would cut through latent cells
+            raise ValueError(
+                f"model.init_args.down_factor is {own}, data.init_args.down_factor {given}; they must be equal."
+            )
         self.network = SparseSDFVQVAE(
             **self.architecture,  # type: ignore[arg-type]
             quantizer=self.quantizer_settings,
@@ -275,33 +281,12 @@ class SparseSdfVqvaeModule(LightningModule):
         groups = [group for group in groups if group["params"]]
         return torch.optim.AdamW(groups, lr=self.learning_rate, betas=(0.9, 0.99))  # fused: not with clipping
 
-    @property
-    def total_steps(self) -> int:
-        """Optimizer steps of the whole run.
-
-        Lightning's ``estimated_stepping_batches`` asks for the loader before a resumed run restores it, whose place in
-        the epoch is then lost (2.6).
-
-        Raises:
-            ValueError: If the run has no end.
-        """
-        trainer = self.trainer
-        steps_per_epoch = -(-int(trainer.num_training_batches) // trainer.accumulate_grad_batches)
-        limits = [] if trainer.max_epochs in (None, -1) else [int(trainer.max_epochs or 0) * steps_per_epoch]
-        limits += [] if trainer.max_steps == -1 else [trainer.max_steps]
-        if not limits:
-            raise ValueError(
-                "The run has no end, but the learning rate falls towards it: set trainer.max_epochs or "
-                "trainer.max_steps."
-            )
-        return min(limits)
-
     # Training
 
     @override
     def on_train_batch_start(self, *_: Any) -> None:
         """Sets the learning rate, which follows from the step, and lets the codebook begin once it is needed."""
-        share = warmed_up_cosine(self.global_step, self.total_steps, self.warm_up)
+        share = warmed_up_cosine(self.global_step, total_steps(self.trainer), self.warm_up)
         rate = self.last_learning_rate + share * (self.learning_rate - self.last_learning_rate)
         for group in self.optimizers().param_groups:  # type: ignore[union-attr]
             group["lr"] = rate * group["share"]

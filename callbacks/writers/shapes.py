@@ -1,6 +1,8 @@
 """Writes shapes: tokens, meshes, pictures."""
 
 import io
+import zipfile
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -73,23 +75,33 @@ def write_tokens(path: Path, tokens: ShapeTokens, num_codes: int, cells_per_toke
         )
 
 
-def read_tokens(path: Path) -> ShapeTokens:
+def read_tokens(path: str | Path) -> ShapeTokens:
     """Reads the tokens of one shape.
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If it does not hold tokens.
+        ValueError: If it is damaged, or does not hold tokens.
     """
+    path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist.")
-    with np.load(path, allow_pickle=False) as found:
-        lacking = {"coords", "ids", "resolution"} - set(found.files)
-        if lacking:
-            raise ValueError(f"{path} has no {', '.join(sorted(lacking))}; `predict` writes files of tokens.")
-        coords = torch.from_numpy(found["coords"])
-        return ShapeTokens(
-            torch.nn.functional.pad(coords, (1, 0)), torch.from_numpy(found["ids"]).long(), 1, int(found["resolution"])
+    try:
+        with zipfile.ZipFile(path), np.load(path, allow_pickle=False) as found:
+            arrays = {name: found[name] for name in ("coords", "ids", "resolution") if name in found.files}
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise ValueError(f"{path} cannot be read as .npz ({error}). It may be truncated; copy it again.") from error
+    lacking = {"coords", "ids", "resolution"} - arrays.keys()
+    if lacking:
+        raise ValueError(f"{path} has no {', '.join(sorted(lacking))}; `predict` writes files of tokens.")
+    coords, ids, resolution = arrays["coords"], arrays["ids"], arrays["resolution"]
+    is_whole = all(array.dtype.kind in "iu" for array in arrays.values())
+    if not is_whole or coords.shape != (len(coords), 3) or ids.shape != (len(coords),) or resolution.shape != ():
+        raise ValueError(
+            f"{path} has coords {coords.dtype} {list(coords.shape)}, ids {ids.dtype} {list(ids.shape)} and resolution "
+            f"{resolution.dtype} {list(resolution.shape)}; allowed: whole numbers, [T, 3], [T] and a single one."
         )
+    places = torch.nn.functional.pad(torch.from_numpy(coords.astype(np.int32)), (1, 0))
+    return ShapeTokens(places, torch.from_numpy(ids.astype(np.int64)), 1, int(resolution))
 
 
 def surfaces(shape: DecodedShape) -> tuple[TriangleMesh, TriangleMesh]:
@@ -98,8 +110,16 @@ def surfaces(shape: DecodedShape) -> tuple[TriangleMesh, TriangleMesh]:
     return given, marching_cubes(shape.decoded_coords, shape.decoded_sdf, shape.resolution)
 
 
-def side_by_side(shape: DecodedShape, size: int = 256) -> Float[Tensor, "height width 3"]:
-    """Draws input and output with a line of words below: what it is, and how many tokens it took."""
-    pictures = [shaded_picture(mesh, size) for mesh in surfaces(shape)]
+def side_by_side(
+    shape: DecodedShape, size: int = 256, meshes: tuple[TriangleMesh, TriangleMesh] | None = None
+) -> Float[Tensor, "height width 3"]:
+    """Draws input and output with a line of words below: what it is, and how many tokens it took.
+
+    Args:
+        shape: To draw.
+        size: Pixels along an edge of each.
+        meshes: Its :func:`surfaces`, where they are there already.
+    """
+    pictures = [shaded_picture(mesh, size) for mesh in meshes or surfaces(shape)]
     source = f"from {len(shape.code_ids)} tokens" if len(shape.code_ids) else "from latents"
     return captioned(torch.cat(pictures, dim=1), shape.name, source)

@@ -56,6 +56,14 @@ def test_files_without_tokens_are_refused(tmp_path):
     np.savez(tmp_path / "other.npz", coords=np.zeros((1, 3)))
     with pytest.raises(ValueError, match=r"other\.npz has no ids, resolution"):
         read_tokens(tmp_path / "other.npz")
+    whole = {"coords": np.zeros((2, 3), np.int32), "ids": np.zeros(2, np.int32), "resolution": np.int32(16)}
+    for damage in ({"ids": np.zeros(1, np.int32)}, {"coords": np.zeros((2, 4), np.int32)}, {"ids": np.zeros(2)}):
+        np.savez(tmp_path / "other.npz", **(whole | damage))
+        with pytest.raises(ValueError, match=r"other\.npz has coords .* allowed: whole numbers, \[T, 3\]"):
+            read_tokens(tmp_path / "other.npz")
+    (tmp_path / "cut.npz").write_bytes((tmp_path / "other.npz").read_bytes()[:200])
+    with pytest.raises(ValueError, match=r"cut\.npz cannot be read as \.npz"):
+        read_tokens(tmp_path / "cut.npz")
     with pytest.raises(FileNotFoundError, match=r"absent\.npz"):
         read_tokens(tmp_path / "absent.npz")
 

@@ -209,9 +209,10 @@ def vae(solids: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_stage_1_trains_the_codebook_alone_and_stage_2_goes_on_from_it(lexel, vae, tmp_path):
     pretrained = torch.load(vae, weights_only=True)["state_dict"]
-    flags = ["--trainer.max_steps=4", "--model.init_args.vae_steps=0", SAVED]
-    given = f"--model.init_args.pretrained_vae_path={vae}"
-    first = lexel("fit", *flags, given, "--model.init_args.training_stage=1", runs=tmp_path / "stage1")
+    given = f"--model.init_args.pretrained_vae_path={vae}"  # vae_steps, which tiny() has, do not delay stage 1
+    first = lexel(
+        "fit", "--trainer.max_steps=4", SAVED, given, "--model.init_args.training_stage=1", runs=tmp_path / "stage1"
+    )
     codebook = state_of(tmp_path / "stage1")
     of_network = [name for name in codebook if name.startswith(("network.encoder.", "network.decoder."))]
     assert all(torch.equal(codebook[name], pretrained[name]) for name in of_network)
@@ -239,6 +240,10 @@ def test_a_part_that_rests_stays_as_it_is(lexel, vae, tmp_path):
 
 
 def test_settings_that_cannot_work_are_refused_before_training(lexel):
+    with pytest.raises(ValueError, match=r"lambda_kl is -1\.0; allowed: 0 or more"):
+        lexel("fit", "--model.init_args.lambda_kl=-1", SAVED)
+    with pytest.raises(ValueError, match=r"model.init_args.down_factor is 8, data.init_args.down_factor 4"):
+        lexel("fit", "--model.init_args.down_factor=8", SAVED)
     with pytest.raises(ValueError, match=r"training_stage 1 .*pretrained_vae_path"):
         lexel("fit", "--model.init_args.training_stage=1", SAVED)
     with pytest.raises(ValueError, match=r"no submodule 'network.codec'"):

@@ -5,7 +5,9 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-BLOCK_BYTES = {"cpu": 16 * 2**20, "cuda": 256 * 2**20}
+from lightning_modules.functional.sdf_vqvae.matrix_product import product_with_rows
+
+BLOCK_BYTES = {"cpu": 4 * 2**20, "cuda": 256 * 2**20}
 """Limit of the block of latent-to-code distances that exists at a time: within the cache, or enough to fill a GPU."""
 
 COLUMNS = 128
@@ -30,15 +32,10 @@ def nearest_code_ids(
         codes = codes - mean
         padding = -codes.shape[0] % COLUMNS
         norms = F.pad(codes.square().sum(1), (0, padding), value=torch.inf)  # codes that pad are infinitely far
-        factors = F.pad(codes * -2, (0, 0, 0, padding)).T.contiguous()
-        rows = max(
-            1, BLOCK_BYTES.get(latents.device.type, BLOCK_BYTES["cpu"]) // (norms.shape[0] * norms.element_size())
-        )
-        block = norms.new_empty(min(rows, latents.shape[0]), norms.shape[0])
-        nearest = [
-            _minimum(torch.addmm(norms, part.to(dtype) - mean, factors, out=block[: part.shape[0]]))
-            for part in latents.split(rows)
-        ]
+        factors = F.pad(codes * -2, (0, 0, 0, padding))
+        block_bytes = BLOCK_BYTES.get(latents.device.type, BLOCK_BYTES["cpu"])
+        rows = max(1, block_bytes // (norms.shape[0] * norms.element_size()))
+        nearest = [_minimum(product_with_rows(part.to(dtype) - mean, factors, norms)) for part in latents.split(rows)]
     return torch.cat(nearest)
 
 

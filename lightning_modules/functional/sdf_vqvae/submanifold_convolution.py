@@ -12,10 +12,10 @@ from jaxtyping import Float, Int32
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from lightning_modules.functional.sdf_vqvae.matrix_product import product_with_rows
 from lightning_modules.functional.sdf_vqvae.neighbour_maps import NUM_OFFSETS
 
 _CPU_ROWS = 2048  # of a block: its gathered features stay in the cache
-_HAS_ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 _CUDA_ELEMENTS = 1 << 26  # gathered at a time: enough to fill the device, a quarter of a GiB in float32
 
 
@@ -59,7 +59,7 @@ class _SubmanifoldConvolution(torch.autograd.Function):
         kernel = weight.to(dtype).flatten(1)
         output = feats.new_empty(len(feats), len(weight))
         for rows, gathered in _gathered_blocks(feats, neighbours):
-            output[rows] = _product(gathered, kernel)
+            output[rows] = product_with_rows(gathered, kernel, None)
         return output if bias is None else output.add_(bias.to(dtype))
 
     @staticmethod
@@ -76,9 +76,9 @@ class _SubmanifoldConvolution(torch.autograd.Function):
         if wants_feats or wants_weight:
             for rows, gathered in _gathered_blocks(output_grad, neighbours):
                 if feats_grad is not None:
-                    feats_grad[rows] = _product(gathered, mirrored)
+                    feats_grad[rows] = product_with_rows(gathered, mirrored, None)
                 if mirrored_grad is not None:
-                    mirrored_grad += _product(feats[rows].t(), gathered.t())
+                    mirrored_grad += product_with_rows(feats[rows].t(), gathered.t(), None)
         weight_grad = bias_grad = None
         if mirrored_grad is not None:
             by_offset = mirrored_grad.view(inputs, NUM_OFFSETS, outputs).flip(1).permute(2, 1, 0)
@@ -86,17 +86,6 @@ class _SubmanifoldConvolution(torch.autograd.Function):
         if wants_bias:
             bias_grad = output_grad.sum(0, dtype=sum_dtype).to(bias.dtype)
         return (None if feats_grad is None else feats_grad.to(ctx.feats_dtype)), weight_grad, bias_grad, None, None
-
-
-def _product(rows: Tensor, others: Tensor) -> Tensor:
-    """Returns ``rows @ others.t()``.
-
-    In float32 on CPU by oneDNN, where torch was built with it: MKL, which torch takes there, needed more than twice the
-    time on an AMD processor with AVX-512. Torch has no public way to ask for it.
-    """
-    if _HAS_ONEDNN and rows.dtype == torch.float32 and rows.device.type == "cpu":
-        return torch.ops.mkldnn._linear_pointwise(rows, others, None, "none", [], "")
-    return rows @ others.t()
 
 
 def _gathered_blocks(feats: Tensor, neighbours: Tensor) -> Iterator[tuple[slice, Tensor]]:

@@ -115,6 +115,8 @@ class SparseSDFVQVAE(nn.Module):
         super().__init__()
         if cells_per_token not in (1, 2, 4):
             raise ValueError(f"cells_per_token must be 1, 2 or 4, got {cells_per_token}.")
+        if num_embeddings < 1:
+            raise ValueError(f"num_embeddings must be 1 or more, got {num_embeddings}.")
         settings = quantizer or QuantizerSettings()
         self.embed_dim, self.down_factor, self.cells_per_token = embed_dim, down_factor, cells_per_token
         self.config: dict[str, Any] = {  # what the weights depend on; plain values, for files
@@ -232,7 +234,8 @@ class SparseSDFVQVAE(nn.Module):
         """Returns the distances that tokens stand for; the decoder itself says where the surface is.
 
         Raises:
-            ValueError: If places are out of range or doubled, or ids are not of the codebook.
+            ValueError: If places are out of range or doubled, ids are not of the codebook, or the resolution does not
+                fit.
         """
         num_codes = self.quantizer.num_codes
         if len(tokens.code_ids) and not 0 <= int(tokens.code_ids.min()) <= int(tokens.code_ids.max()) < num_codes:
@@ -240,18 +243,31 @@ class SparseSDFVQVAE(nn.Module):
                 f"Token ids are from {int(tokens.code_ids.min())} to {int(tokens.code_ids.max())}, but the codebook "
                 f"has {num_codes} codes, from 0. Give tokens that this model has made."
             )
-        places = checked_voxels(tokens.coords, tokens.resolution // self.down_factor, tokens.num_shapes)
+        if tokens.resolution < 1 or tokens.resolution % self.down_factor:
+            raise ValueError(
+                f"The tokens are for a resolution of {tokens.resolution}, but the model has a down_factor of "
+                f"{self.down_factor}, which does not divide it. Give tokens that this model has made."
+            )
+        cells = tokens.resolution // self.down_factor
+        groups = -(-cells // self.cells_per_token)
+        if self.cells_per_token > 1 and bool((tokens.coords[:, 3] >= groups).any()):
+            raise ValueError(
+                f"A token has z {int(tokens.coords[:, 3].max())}; allowed with {self.cells_per_token} cells a token: 0 "
+                f"to {groups - 1}. Give tokens that this model has made."
+            )
+        places = checked_voxels(tokens.coords, cells, tokens.num_shapes)
         return self.decode_latents(SparseTensor(self.quantizer.look_up(tokens.code_ids), places))
 
     def decode_latents(self, joined: SparseTensor) -> DecodedSdf:
         """Decodes what the quantizer returns, or would; nothing else of the input is known."""
         if self.cell_head is None:
             return self.decoder(joined)
-        logits = self.cell_head(joined.feats)
-        kept = (logits > 0) | nn.functional.one_hot(logits.argmax(1), self.cells_per_token).bool()
         coords = joined.coords[:, None].repeat(1, self.cells_per_token, 1)
         cells = torch.arange(self.cells_per_token, device=coords.device, dtype=coords.dtype)
         coords[:, :, 3] = coords[:, :, 3] * self.cells_per_token + cells
+        # Where the cells along z are no multiple of a token's, the last token reaches beyond the grid.
+        logits = self.cell_head(joined.feats).masked_fill(coords[:, :, 3] >= joined.resolution, -torch.inf)
+        kept = (logits > 0) | nn.functional.one_hot(logits.argmax(1), self.cells_per_token).bool()
         voxels = Voxels(coords[kept], joined.resolution, joined.num_shapes, is_sorted=joined.voxels.is_sorted)
         return self.decoder(self.split(joined, voxels))
 

@@ -3,16 +3,17 @@
 import json
 from pathlib import Path
 
-from safetensors.torch import load_file
+from torch import Tensor
 
 from lightning_modules.networks.sdf_vqvae.checkpoints import load_vae_weights, read_vae_weights
 from lightning_modules.networks.sdf_vqvae.quantizers import QuantizerSettings
 from lightning_modules.networks.sdf_vqvae.sparse_sdf_vqvae import SparseSDFVQVAE
+from lightning_modules.networks.weight_files import read_checkpoint
 
 FORMAT = "lexel sparse-SDF VQVAE 1"
 WEIGHTS_FILE, CONFIG_FILE = "sdf_vqvae.safetensors", "config.json"
-CODERS = ("encoder.", "decoder.")
-HEAD = ".occupancy."
+CODEBOOK = ("codes", "counts", "sums", "started")
+"""Of a quantizer: what training latents give, unlike the maps around it, which a VAE trains, too."""
 
 
 def load_exported(folder: str | Path) -> SparseSDFVQVAE:
@@ -20,20 +21,29 @@ def load_exported(folder: str | Path) -> SparseSDFVQVAE:
 
     Raises:
         FileNotFoundError: If a file is absent.
-        ValueError: If it is of another format, or its weights are of another shape.
+        ValueError: If one is damaged, of another format, or the weights are of another shape.
     """
     folder = Path(folder)
     for name in (CONFIG_FILE, WEIGHTS_FILE):
         if not (folder / name).is_file():
             raise FileNotFoundError(f"{folder / name} does not exist. `python train.py export` writes such folders.")
-    facts = json.loads((folder / CONFIG_FILE).read_text())
+    try:
+        facts = json.loads((folder / CONFIG_FILE).read_text())
+    except ValueError as error:
+        raise ValueError(f"{folder / CONFIG_FILE} cannot be read as JSON ({error}). Export the model again.") from error
     if facts.get("format") != FORMAT:
         raise ValueError(f"{folder / CONFIG_FILE} is of the format {facts.get('format')!r}; allowed: {FORMAT!r}.")
     config = dict(facts["config"])
     settings = config.pop("quantizer")
     settings["levels"] = tuple(settings["levels"])
     network = SparseSDFVQVAE(**config, quantizer=QuantizerSettings(**settings))
-    network.load_state_dict(load_file(folder / WEIGHTS_FILE))
+    weights = read_checkpoint(folder / WEIGHTS_FILE)["state_dict"]
+    try:
+        network.load_state_dict(weights)
+    except RuntimeError as error:
+        raise ValueError(
+            f"{folder / WEIGHTS_FILE} does not fit {CONFIG_FILE} beside it ({error}). Take both from one export."
+        ) from error
     return network.eval()
 
 
@@ -41,7 +51,8 @@ def load_pretrained(network: SparseSDFVQVAE, path: str | Path) -> str:
     """Fills a network with weights to begin with, and returns in words what was found and what was not.
 
     Encoder and decoder must be whole; the occupancy heads, which Direct3D-S2's decoder does not have, may be absent and
-    then stay as they are. The quantizer is taken where the file has one that fits and whose codes have started.
+    then stay as they are. The head of the cells that share a token, and the quantizer, are taken where the file has
+    them and they fit; of a quantizer whose codes have not started, the maps around them.
 
     Args:
         network: To fill.
@@ -53,21 +64,29 @@ def load_pretrained(network: SparseSDFVQVAE, path: str | Path) -> str:
     """
     path = Path(path)
     weights = read_vae_weights(path / WEIGHTS_FILE if path.is_dir() else path)
-    without_heads = network.decoder.predicts_occupancy and not any(HEAD in name for name in weights.state)
-    report = load_vae_weights(weights, network.encoder, network.decoder, allow_partial=without_heads)
-    lacking = [name for name in report.missing if HEAD not in name]
-    if lacking or report.unexpected or report.shapes:
+    report = load_vae_weights(weights, network.encoder, network.decoder, allow_partial=True)
+    if not report.is_full_match:
         raise ValueError(
-            f"{path} does not fit: {report._replace(missing=lacking)}. It was made with "
-            f"{weights.architecture._asdict()}; set embed_dim (latent_channels), model_channels, num_blocks and "
-            "down_factor to these."
+            f"{path} does not fit: {report}. It was made with {weights.architecture._asdict()}; set embed_dim "
+            "(latent_channels), model_channels, num_blocks and down_factor to these, and predicts_occupancy to whether "
+            "it has occupancy heads."
         )
     words = f"{path}: {report}."
     if weights.kernel_layout == "torchsparse" and not network.config["include_self"]:
         words += " These are Direct3D-S2's weights, whose means divide by one more: set include_self to true."
-    rest = {name: tensor for name, tensor in network.state_dict().items() if not name.startswith(CODERS)}
-    fits = rest.keys() <= weights.others.keys() and all(weights.others[n].shape == t.shape for n, t in rest.items())
-    if not fits or not bool(weights.others.get("quantizer.started", True)):
-        return f"{words} The codebook is left to start."
-    network.load_state_dict({name: weights.others[name] for name in rest}, strict=False)
-    return f"{words} With its codebook."
+    if network.cell_head is not None and not _taken(network, "cell_head.", weights.others):
+        words += " The head of the cells that share a token is new; it learns where encoder and decoder do."
+    has_started = bool(weights.others.get("quantizer.started", True))
+    leaving = () if has_started else tuple(f"quantizer.{name}" for name in CODEBOOK)
+    if _taken(network, "quantizer.", weights.others, leaving) and has_started:
+        return f"{words} With its codebook."
+    return f"{words} The codebook is left to start."
+
+
+def _taken(network: SparseSDFVQVAE, part: str, given: dict[str, Tensor], leaving: tuple[str, ...] = ()) -> bool:
+    """Fills a part of the network where all of it is given and fits, and says whether."""
+    own = {n: t for n, t in network.state_dict().items() if n.startswith(part) and n not in leaving}
+    if not all(name in given and given[name].shape == tensor.shape for name, tensor in own.items()):
+        return False
+    network.load_state_dict({name: given[name] for name in own}, strict=False)
+    return True

@@ -1,12 +1,21 @@
 """The whole network on a small ball and box: tokens, decoding, alignment, packing."""
 
+import json
+
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from lightning_modules.networks.sdf_vqvae.quantizers import QuantizerSettings
 from lightning_modules.networks.sdf_vqvae.sparse_sdf_vqvae import ShapeTokens, SparseSDFVQVAE
 from lightning_modules.networks.sdf_vqvae.sparse_tensor import sparse_tensor
-from lightning_modules.networks.sdf_vqvae.vae_weights import load_exported, load_pretrained
+from lightning_modules.networks.sdf_vqvae.vae_weights import (
+    CONFIG_FILE,
+    FORMAT,
+    WEIGHTS_FILE,
+    load_exported,
+    load_pretrained,
+)
 
 RESOLUTION, BAND = 16, 2.0
 
@@ -93,6 +102,26 @@ def test_without_a_quantizer_latents_pass_and_noise_moves_them():
     assert not torch.equal(plain.aligned, moved.aligned)
 
 
+def test_a_token_at_the_edge_of_the_grid_does_not_reach_beyond_it():
+    """A latent grid of 6 has tokens of four cells and of two."""
+    network = network_of(cells_per_token=4)
+    places = (torch.ones(1, 6, 6, 2) > 0).nonzero().int()
+    latents = sparse_tensor(torch.randn(len(places), 32), places, 6, 1)
+    torch.nn.init.constant_(network.cell_head.bias, 100.0)  # every cell is occupied
+    coarse = []
+    hook = network.decoder.register_forward_pre_hook(lambda _, given: coarse.append(given[0].coords))
+    network.decode_latents(latents)
+    hook.remove()
+    assert torch.equal(coarse[0], (torch.ones(1, 6, 6, 6) > 0).nonzero().int())
+
+
+@pytest.mark.parametrize("cells", [1, 4])
+@torch.no_grad()
+def test_no_tokens_are_no_voxels(cells):
+    nothing = ShapeTokens(torch.zeros(0, 4).int(), torch.zeros(0).long(), 1, RESOLUTION)
+    assert network_of(cells_per_token=cells).decode(nothing).sdf.feats.shape == (0, 1)
+
+
 def test_impossible_tokens_are_refused():
     network = network_of()
     for coords, ids, message in (
@@ -102,6 +131,13 @@ def test_impossible_tokens_are_refused():
     ):
         with pytest.raises(ValueError, match=message):
             network.decode(ShapeTokens(torch.tensor(coords).int(), torch.tensor(ids), 1, RESOLUTION))
+    token = torch.tensor([[0, 1, 1, 1]]).int()
+    with pytest.raises(ValueError, match=r"resolution of 18, but the model has a down_factor of 4"):
+        network.decode(ShapeTokens(token, torch.tensor([3]), 1, 18))
+    with pytest.raises(ValueError, match=r"z 1; allowed with 4 cells a token: 0 to 0"):
+        network_of(cells_per_token=4).decode(ShapeTokens(token, torch.tensor([3]), 1, RESOLUTION))
+    with pytest.raises(ValueError, match="num_embeddings must be 1 or more, got 0"):
+        network_of(num_embeddings=0)
     with pytest.raises(ValueError, match="cells_per_token must be 1, 2 or 4, got 3"):
         network_of(cells_per_token=3)
 
@@ -127,6 +163,24 @@ def test_a_codebook_that_has_not_started_is_not_taken(tmp_path):
     torch.save({"state_dict": {f"network.{k}": v for k, v in source.state_dict().items()}}, tmp_path / "vae.ckpt")
     network = network_of(quantizer=QuantizerSettings(kind="ema"))
     assert "codebook is left to start" in load_pretrained(network, tmp_path / "vae.ckpt")
+    assert network.quantizer.needs_start
+
+
+@pytest.mark.parametrize("num_embeddings", [64, 32])
+def test_what_a_vae_has_trained_besides_its_coders_is_taken(tmp_path, num_embeddings):
+    """The head of cells, and the maps around codes that have not started; of another number of codes, the head."""
+    settings = {"cells_per_token": 4, "quantizer": QuantizerSettings(kind="projection")}
+    source, network = network_of(**settings), network_of(**settings, num_embeddings=num_embeddings)
+    torch.save({"state_dict": source.state_dict()}, tmp_path / "vae.ckpt")
+    for module in (network.cell_head, network.quantizer.into, network.quantizer.out_of):
+        torch.nn.init.zeros_(module.weight)
+    codes = network.quantizer.codes.detach().clone()
+    words = load_pretrained(network, tmp_path / "vae.ckpt")
+    assert "codebook is left to start" in words
+    assert "is new" not in words
+    assert torch.equal(network.cell_head.weight, source.cell_head.weight)
+    assert torch.equal(network.quantizer.into.weight, source.quantizer.into.weight)
+    assert torch.equal(network.quantizer.codes, codes)
     assert network.quantizer.needs_start
 
 
@@ -163,4 +217,22 @@ def test_weights_that_do_not_fit_are_named(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"absent\.ckpt"):
         load_pretrained(network_of(), tmp_path / "absent.ckpt")
     with pytest.raises(FileNotFoundError, match=r"config\.json"):
+        load_exported(tmp_path)
+
+
+def test_damaged_exports_are_refused(tmp_path):
+    network = network_of()
+    facts = {"format": FORMAT, "config": network.config}
+    (tmp_path / CONFIG_FILE).write_text(json.dumps(facts))
+    save_file(network_of(embed_dim=4).state_dict(), str(tmp_path / WEIGHTS_FILE))
+    with pytest.raises(ValueError, match=r"sdf_vqvae\.safetensors does not fit config\.json"):
+        load_exported(tmp_path)
+    (tmp_path / WEIGHTS_FILE).write_bytes((tmp_path / WEIGHTS_FILE).read_bytes()[:1000])
+    with pytest.raises(ValueError, match=r"sdf_vqvae\.safetensors cannot be read"):
+        load_exported(tmp_path)
+    (tmp_path / CONFIG_FILE).write_text(json.dumps({**facts, "format": "other"}))
+    with pytest.raises(ValueError, match=r"of the format 'other'; allowed"):
+        load_exported(tmp_path)
+    (tmp_path / CONFIG_FILE).write_text("{")
+    with pytest.raises(ValueError, match=r"config\.json cannot be read as JSON"):
         load_exported(tmp_path)
