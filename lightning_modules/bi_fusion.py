@@ -24,7 +24,7 @@ from lightning_modules.metrics.fusion_scores import FusionScores
 from lightning_modules.networks.bi_fusion.bi_fusion_encoder import BiFusionEncoder, EncodedScenes, FusedPoints
 from lightning_modules.networks.bi_fusion.clip_tokens import ClipTokens, DenseClip
 from lightning_modules.networks.bi_fusion.settings import EncoderSettings
-from lightning_modules.run_length import total_steps
+from lightning_modules.run_length import require_training, total_steps
 
 TEMPLATES = ("a {} in a scene",)  # OpenScene's
 TOWER_SHARE = 0.01  # of the learning rate, for blocks of the image tower: they are trained already
@@ -356,18 +356,11 @@ class BiFusionModule(LightningModule):
 
     @override
     def on_test_start(self) -> None:
-        self._require_weights("test")
+        require_training(self.num_steps > 0, "is no trained encoder", "test")
 
     @override
     def on_predict_start(self) -> None:
-        self._require_weights("predict")
-
-    def _require_weights(self, command: str) -> None:
-        if self.num_steps == 0:
-            raise ValueError(
-                f"There is no trained encoder to {command}: no checkpoint was given or found. Run "
-                "`python train.py fit --config ...` first, then give --ckpt_path=last (or a file)."
-            )
+        require_training(self.num_steps > 0, "is no trained encoder", "predict")
 
     @override
     def predict_step(self, frames: SceneFrames, batch_idx: int) -> list[FramePrediction]:

@@ -31,7 +31,7 @@ from lightning_modules.functional.embeddings import (
 from lightning_modules.functional.schedules import warmed_up_cosine
 from lightning_modules.metrics.depth import DepthErrors
 from lightning_modules.networks.depth_autoencoder import DepthAutoencoder, Reconstruction
-from lightning_modules.run_length import total_steps
+from lightning_modules.run_length import require_training, total_steps
 
 PIXEL_GRID = 16  # rows and columns of the maps that embeddings are compared with
 
@@ -276,19 +276,12 @@ class DepthAutoencoderModule(LightningModule):
 
     @override
     def on_test_start(self) -> None:
-        self._require_weights("test")
+        require_training(self.num_steps > 0, "is no trained autoencoder", "test")
         self._gallery = self._embed_gallery()
 
     @override
     def on_predict_start(self) -> None:
-        self._require_weights("predict")
-
-    def _require_weights(self, command: str) -> None:
-        if self.num_steps == 0:
-            raise ValueError(
-                f"There is no trained autoencoder to {command}: no checkpoint was given or found. Run "
-                "`python train.py fit --config ...` first, then give --ckpt_path=last (or a file)."
-            )
+        require_training(self.num_steps > 0, "is no trained autoencoder", "predict")
 
     @torch.no_grad()
     def _embed_gallery(self) -> _Gallery | None:

@@ -30,6 +30,7 @@ from lightning_modules.functional.splatting.gsplat_backend import check_gsplat
 from lightning_modules.functional.splatting.image_quality import peak_signal_to_noise
 from lightning_modules.functional.splatting.structural_similarity import structural_similarity
 from lightning_modules.networks.gaussian_model import GaussianModel
+from lightning_modules.run_length import require_training
 
 STATISTICS = ("gradient_sums", "gradient_counts")
 
@@ -342,11 +343,7 @@ class GaussianRgbModule(LightningModule):
         self._require_training("predict")
 
     def _require_training(self, command: str) -> None:
-        if self.num_steps == 0 and not self.trainer.sanity_checking:
-            raise ValueError(
-                f"There are no trained Gaussians to {command}: no checkpoint was given or found. Run "
-                "`python train.py fit --config ...` first, then give --ckpt_path=last (or a file)."
-            )
+        require_training(self.num_steps > 0 or bool(self.trainer.sanity_checking), "are no trained Gaussians", command)
 
     @torch.no_grad()
     def render(self, camera: Camera) -> TrainingRender:

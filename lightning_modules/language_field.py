@@ -42,6 +42,7 @@ from lightning_modules.functional.splatting.rasterization import (
 from lightning_modules.metrics.field_evaluation import FieldEvaluation
 from lightning_modules.networks.language_field import LanguageField
 from lightning_modules.prompt_lists import distinct_prompts, read_prompts
+from lightning_modules.run_length import require_training
 
 
 class LanguageFieldModule(LightningModule):
@@ -432,11 +433,8 @@ class LanguageFieldModule(LightningModule):
         self._language = None
 
     def _require_field(self, command: str) -> None:
-        if not self.field.initialised and not self.trainer.sanity_checking:
-            raise ValueError(
-                f"There is no trained field to {command}: no checkpoint was given or found. Run "
-                "`python train.py fit --config ...` first, then give --ckpt_path=last (or a file)."
-            )
+        is_trained = bool(self.field.initialised) or self.trainer.sanity_checking
+        require_training(is_trained, "is no trained field", command)
 
     @override
     def validation_step(self, view: LanguageView, batch_idx: int) -> None:

@@ -1,4 +1,4 @@
-"""How long a run is, for learning rates that fall towards its end."""
+"""How long a run is, and that it has begun."""
 
 from lightning.pytorch import Trainer
 
@@ -20,3 +20,21 @@ def total_steps(trainer: Trainer) -> int:
             "The run has no end, but the learning rate falls towards it: set trainer.max_epochs or trainer.max_steps."
         )
     return min(limits)
+
+
+def require_training(is_trained: bool, missing: str, command: str) -> None:
+    """Refuses to judge or use what nobody trained.
+
+    Args:
+        is_trained: Whether there are trained weights.
+        missing: What there is none of, such as ``is no trained encoder``.
+        command: Of ``train.py``.
+
+    Raises:
+        ValueError: If there are none.
+    """
+    if not is_trained:
+        raise ValueError(
+            f"There {missing} to {command}: no checkpoint was given or found. Run `python train.py fit --config ...` "
+            "first, then give --ckpt_path=last (or a file)."
+        )

@@ -25,7 +25,7 @@ from lightning_modules.networks.sdf_vqvae.quantizers import QuantizerSettings
 from lightning_modules.networks.sdf_vqvae.sparse_sdf_vqvae import ShapeTokens, SparseSDFVQVAE
 from lightning_modules.networks.sdf_vqvae.sparse_tensor import SparseTensor, Voxels
 from lightning_modules.networks.sdf_vqvae.vae_weights import load_pretrained
-from lightning_modules.run_length import total_steps
+from lightning_modules.run_length import require_training, total_steps
 
 LATENTS_PER_CODE = 8  # that the codebook's start looks at
 
@@ -432,18 +432,11 @@ class SparseSdfVqvaeModule(LightningModule):
 
     @override
     def on_test_start(self) -> None:
-        self._require_weights("test")
+        require_training(self.num_steps > 0, "is no trained network", "test")
 
     @override
     def on_predict_start(self) -> None:
-        self._require_weights("predict")
-
-    def _require_weights(self, command: str) -> None:
-        if self.num_steps == 0:
-            raise ValueError(
-                f"There is no trained network to {command}: no checkpoint was given or found. Run "
-                "`python train.py fit --config ...` first, then give --ckpt_path=last (or a file)."
-            )
+        require_training(self.num_steps > 0, "is no trained network", "predict")
 
     @override
     def predict_step(self, batch: SparseSdf, batch_idx: int) -> list[DecodedShape]:
