@@ -174,8 +174,6 @@ class _StreamedScene:
             memory.reset(self.name)
         self.colours = MemoryBank(3, settings.voxel_size)
         self.sights: list[Tensor] = []  # a row for each voxel and frame: key, n, kept, labelled, right by frame, by map
-        self.halves = tuple(MemoryBank(texts.shape[1], settings.voxel_size) for _ in range(2))  # of frames in turns
-        self.half_sights: list[Tensor] = []  # a row for each voxel and frame: key, n of both halves, same class
         self.snapshots: list[tuple[Tensor, Tensor, Tensor]] = []
         self.true_objects: dict[int, Tensor] = {}
 
@@ -190,16 +188,17 @@ class _StreamedScene:
         self.bank.update(places, text, conf)
         self.colours.update(places, points[:, 3:].contiguous())
         after = self.bank.recall(places)
+        alone = MemoryBank(self.bank.channels, self.settings.voxel_size)  # what this frame says of its voxels
+        alone.update(places, text, conf)
         scores, class_ids = (F.normalize(after.features, dim=-1) @ self.texts.T).max(dim=1)
         self._record(
             voxel_keys(places, self.settings.voxel_size),
             after.counts.long(),
             self._classes(before.features),
-            self._classes(text),
+            self._classes(alone.recall(places).features),
             class_ids,
             torch.full_like(class_ids, -1) if truth is None else truth[seen],
         )
-        self._compare_halves(places, text, conf)
         if not self.settings.use_superpoints:
             superpoints = None
         left_out = [self.names.index(name) for name in self.settings.leave_out]
@@ -228,14 +227,6 @@ class _StreamedScene:
         columns = [keys, counts, now == before, truth >= 0, frame == truth, now == truth]
         self.sights.append(_one_for_each_voxel(torch.stack([column.long() for column in columns], dim=1)))
 
-    def _compare_halves(self, places: Tensor, text: Tensor, conf: Tensor) -> None:
-        self.halves[self.bank.num_frames % 2].update(places, text, conf)
-        one, other = (half.recall(places) for half in self.halves)
-        both = torch.minimum(one.counts, other.counts).long()
-        same = self._classes(one.features) == self._classes(other.features)
-        rows = torch.stack([voxel_keys(places, self.settings.voxel_size), both, same.long()], dim=1)
-        self.half_sights.append(_one_for_each_voxel(rows[both > 0]))
-
     def _see_true_objects(
         self, keys: Tensor, objects: Tensor, truth: Tensor | None, seen: Tensor, left_out: list[int]
     ) -> None:
@@ -248,27 +239,22 @@ class _StreamedScene:
 
     def records(self) -> list[SightRecord]:
         """Returns how the sights went of the voxels that were seen most often."""
-        rows, agreement = self._most_seen(self.sights), self._halves_by_sights()
-        found, nan = [], float("nan")
+        rows, found, nan = self._most_seen(), [], float("nan")
         for sights in rows[:, 1].unique().tolist():
             own = rows[rows[:, 1] == sights].double()
             frame, right = own[own[:, 3] > 0, 4:].mean(dim=0).tolist()
             kept = float(own[:, 2].mean()) if sights > 1 else nan
-            found.append(SightRecord(sights, len(own), kept, agreement.get(sights, nan), frame, right))
+            found.append(SightRecord(sights, len(own), kept, frame, right))
         return found
 
-    def _most_seen(self, sights: list[Tensor]) -> Tensor:
-        """Returns the rows of the voxels whose second column came to the most, up to that."""
-        rows = torch.cat(sights)
+    def _most_seen(self) -> Tensor:
+        """Returns the sights of the voxels that were seen most often, up to that number."""
+        rows = torch.cat(self.sights)
         keys, voxel = rows[:, 0].unique(return_inverse=True)
         total = torch.zeros(len(keys), dtype=torch.int64).scatter_reduce(0, voxel, rows[:, 1], "amax")
         ever = torch.bincount(total).flip(0).cumsum(0).flip(0)  # voxels seen at least so often
         most = int((ever >= max(1, LEAST_OF_A_RECORD * len(self.bank))).sum()) - 1
         return rows[(total[voxel] >= most) & (rows[:, 1] <= most)]
-
-    def _halves_by_sights(self) -> dict[int, float]:
-        rows = self._most_seen(self.half_sights)
-        return {n: float(rows[rows[:, 1] == n, 2].double().mean()) for n in rows[:, 1].unique().tolist()}
 
     def found_objects(self) -> tuple[int, int]:
         """Returns how many true objects have one in the map that shares half of the voxels of both, and of how many."""
@@ -287,9 +273,14 @@ class _StreamedScene:
         if self.true_objects:
             found, wanted = self.found_objects()
             text += f", {found} of {wanted} true ones found (IoU 0.5)"
-        halves = [(record.sights, record.halves_agree) for record in records if record.halves_agree >= 0]
-        if len(halves) > 1:
-            text += "; two maps agree by " + ", ".join(f"{share:.1%} with {n} frames each" for n, share in halves)
+        if len(records) > 2:
+            second, last = records[1], records[-1]
+            text += (
+                f"; the class of a voxel stays at {second.kept:.0%} of second sights, {last.kept:.0%} of those number "
+                f"{last.sights}"
+            )
+            if last.right_map >= 0:
+                text += f", where the map is right in {last.right_map:.0%} and the frame in {last.right_frame:.0%}"
         return text
 
     def write(self, folder: Path) -> None:

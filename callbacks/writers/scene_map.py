@@ -29,8 +29,6 @@ class SightRecord(NamedTuple):
         sights: n.
         voxels: How many.
         kept: Share whose class in the map the last of these frames did not change; NaN for the first sight.
-        halves_agree: Share in which a map of n frames and a map of n others, taken in turns, say the same; NaN where
-            too few voxels were seen 2 n times. Two maps know nothing of each other, so this measures noise.
         right_frame: Share whose class in the frame is the true one; NaN where no truth is known.
         right_map: Share whose class in the map, the frame included, is the true one; likewise.
     """
@@ -38,7 +36,6 @@ class SightRecord(NamedTuple):
     sights: int
     voxels: int
     kept: float
-    halves_agree: float
     right_frame: float
     right_map: float
 
@@ -157,7 +154,6 @@ def _curves(records: Sequence[SightRecord]) -> bytes:
     sights = [record.sights for record in records]
     for field, label in (
         ("kept", "the map keeps its class"),
-        ("halves_agree", "maps of n frames each agree"),
         ("right_map", "the map is right"),
         ("right_frame", "the frame is right"),
     ):

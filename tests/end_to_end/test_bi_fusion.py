@@ -6,26 +6,22 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import ClassVar
 
 import onnxruntime
 import pytest
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from torch.optim import Optimizer
 
 from lightning_modules.bi_fusion import BiFusionModule
 from lightning_modules.networks.bi_fusion.exported_encoder import load_bi_fusion_encoder
+from tests.end_to_end.watched_runs import RECORDED, LossRecorder, assert_equal_states, killed_at, saved_every
 from train import CommandLine, main
 
 ROOT = Path(__file__).parents[2]
 CONFIG = str(ROOT / "configs" / "bi_fusion" / "demo.yaml")
 GOLDEN = ROOT / "tests" / "golden" / "bi_fusion_losses.json"
-EVERY_THREE = (
-    '--trainer.callbacks=[{"class_path": "callbacks.resumable_checkpoint.ResumableCheckpoint", '
-    '"init_args": {"every_n_train_steps": 3}}]'
-)
+EVERY_THREE = saved_every(3)
 NO_CALLBACKS = "--trainer.callbacks=[]"
 
 
@@ -149,14 +145,6 @@ def test_a_run_leaves_what_the_house_promises(lexel, tmp_path):
     assert torch.equal(first.conf_2d > 0, inside)
 
 
-class Killed(Callback):
-    """Breaks a run off in the middle of a step."""
-
-    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
-        if trainer.global_step == 5:
-            raise RuntimeError("killed")
-
-
 def test_a_killed_run_resumes_bit_equal_in_the_middle_of_an_epoch(lexel, tmp_path):
     lexel("fit", "--trainer.max_steps=7", EVERY_THREE, runs=tmp_path / "whole")  # 4 steps an epoch; saved after 3
     with pytest.raises(RuntimeError, match="killed"):
@@ -164,25 +152,14 @@ def test_a_killed_run_resumes_bit_equal_in_the_middle_of_an_epoch(lexel, tmp_pat
             "fit",
             "--trainer.max_steps=7",
             EVERY_THREE,
-            "--trainer.callbacks+=tests.end_to_end.test_bi_fusion.Killed",
+            *killed_at(5),
             runs=tmp_path / "parts",
         )
     assert state_of(tmp_path / "parts")["trained_steps"] == 3
     lexel("fit", "--trainer.max_steps=7", "--ckpt_path=last", EVERY_THREE, runs=tmp_path / "parts")
     whole, parts = state_of(tmp_path / "whole"), state_of(tmp_path / "parts")
-    assert whole.keys() == parts.keys()
     assert whole["trained_steps"] == 7
-    for name, tensor in whole.items():
-        assert torch.equal(tensor, parts[name]), name
-
-
-class LossRecorder(Callback):
-    """Keeps the loss of each step."""
-
-    losses: ClassVar[list[float]] = []
-
-    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: object) -> None:
-        self.losses.append(float(trainer.callback_metrics["train/loss"]))
+    assert_equal_states(whole, parts)
 
 
 @pytest.mark.parametrize(
@@ -199,8 +176,7 @@ class LossRecorder(Callback):
 )  # fmt: skip
 def test_six_steps_have_the_golden_losses(lexel, recipe, flags):
     LossRecorder.losses.clear()
-    recorder = "--trainer.callbacks+=tests.end_to_end.test_bi_fusion.LossRecorder"
-    lexel("fit", "--trainer.max_steps=6", "--trainer.limit_val_batches=0", NO_CALLBACKS, recorder, *flags)
+    lexel("fit", "--trainer.max_steps=6", "--trainer.limit_val_batches=0", NO_CALLBACKS, RECORDED, *flags)
     expected = json.loads(GOLDEN.read_text())[recipe]
     assert LossRecorder.losses == pytest.approx(expected, rel=1e-3)  # processors round differently, not this much
 

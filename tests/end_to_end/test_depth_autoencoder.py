@@ -6,7 +6,6 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -15,19 +14,16 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import EMAWeightAveraging
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from torch.optim import Optimizer
 
 from lightning_modules.networks.depth_autoencoder import DepthAutoencoder
 from lightning_modules.networks.semantic_encoder import SemanticEncoder, create_semantic_encoder
+from tests.end_to_end.watched_runs import RECORDED, LossRecorder, assert_equal_states, killed_at, saved_every
 from train import CommandLine, main
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = ROOT / "configs" / "depth_autoencoder"
 GOLDEN = ROOT / "tests" / "golden" / "depth_autoencoder_losses.json"
-EVERY_FOUR = (
-    '--trainer.callbacks=[{"class_path": "callbacks.resumable_checkpoint.ResumableCheckpoint", '
-    '"init_args": {"every_n_train_steps": 4}}]'
-)
+EVERY_FOUR = saved_every(4)
 NO_CALLBACKS = "--trainer.callbacks=[]"
 
 
@@ -118,14 +114,6 @@ def test_a_run_leaves_what_the_house_promises(lexel, tmp_path):
     assert np.asarray(Image.open(run / "predictions" / "neighbours.png")).shape == (12 * 54, 6 * 40, 3)
 
 
-class Killed(Callback):
-    """Breaks a run off in the middle of a step."""
-
-    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
-        if trainer.global_step == 14:
-            raise RuntimeError("killed")
-
-
 def test_a_killed_run_resumes_bit_equal_in_the_middle_of_an_epoch(lexel, tmp_path):
     lexel("fit", "--trainer.max_steps=18", EVERY_FOUR, runs=tmp_path / "whole")  # 10 steps an epoch; saved after 12
     with pytest.raises(RuntimeError, match="killed"):
@@ -133,25 +121,14 @@ def test_a_killed_run_resumes_bit_equal_in_the_middle_of_an_epoch(lexel, tmp_pat
             "fit",
             "--trainer.max_steps=18",
             EVERY_FOUR,
-            "--trainer.callbacks+=tests.end_to_end.test_depth_autoencoder.Killed",
+            *killed_at(14),
             runs=tmp_path / "parts",
         )
     assert state_of(tmp_path / "parts")["trained_steps"] == 12
     lexel("fit", "--trainer.max_steps=18", "--ckpt_path=last", EVERY_FOUR, runs=tmp_path / "parts")
     whole, parts = state_of(tmp_path / "whole"), state_of(tmp_path / "parts")
-    assert whole.keys() == parts.keys()
     assert whole["trained_steps"] == 18
-    for name, tensor in whole.items():
-        assert torch.equal(tensor, parts[name]), name
-
-
-class LossRecorder(Callback):
-    """Keeps the loss of each step."""
-
-    losses: ClassVar[list[float]] = []
-
-    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: object) -> None:
-        self.losses.append(float(trainer.callback_metrics["train/loss"]))
+    assert_equal_states(whole, parts)
 
 
 @pytest.mark.parametrize(
@@ -167,8 +144,7 @@ class LossRecorder(Callback):
 )  # fmt: skip
 def test_ten_steps_have_the_golden_losses(lexel, recipe, flags):
     LossRecorder.losses.clear()
-    recorder = "--trainer.callbacks+=tests.end_to_end.test_depth_autoencoder.LossRecorder"
-    lexel("fit", "--trainer.max_steps=10", NO_CALLBACKS, recorder, *flags)
+    lexel("fit", "--trainer.max_steps=10", NO_CALLBACKS, RECORDED, *flags)
     expected = json.loads(GOLDEN.read_text())[recipe]
     assert LossRecorder.losses == pytest.approx(expected, rel=1e-3)  # processors round differently, not this much
 

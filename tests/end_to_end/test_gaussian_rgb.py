@@ -8,10 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import Trainer
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from torch.optim import Optimizer
 
 from datamodules.lerf import LerfDataModule
 from datamodules.readers.gaussians import read_gaussians
@@ -20,7 +19,7 @@ from datamodules.readers.safe_pickles import load_pickled_tensors
 from lightning_modules.functional.splatting.gaussians import GaussianScene
 from lightning_modules.gaussian_rgb import GaussianRgbModule
 from tests.end_to_end.conftest import tiny_world
-from tests.end_to_end.test_golden import LossRecorder
+from tests.end_to_end.watched_runs import RECORDED, LossRecorder, killed_at, saved_every
 from train import CommandLine, main
 
 CONFIG = str(Path(__file__).parents[2] / "configs" / "gaussian_rgb" / "demo.yaml")
@@ -130,26 +129,11 @@ EVERYTHING = ["--model.init_args.background=random", "--model.init_args.exposure
 EVERYTHING += ["--model.init_args.sh_degree_every=6"]
 
 
-class KilledAtTwelve(Callback):
-    """Breaks a run off in the middle of a step, as a full disk or an impatient user would."""
-
-    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
-        if trainer.global_step == 12:
-            raise RuntimeError("killed")
-
-
-def every(steps: int) -> str:
-    return (
-        '--trainer.callbacks=[{"class_path": "callbacks.resumable_checkpoint.ResumableCheckpoint", '
-        f'"init_args": {{"every_n_train_steps": {steps}}}}}]'
-    )
-
-
 @pytest.fixture(scope="module")
 def whole(world: Path, tmp_path_factory: pytest.TempPathFactory) -> dict:
     """The last checkpoint of an uninterrupted run of 14 steps."""
     runs = tmp_path_factory.mktemp("whole")
-    run_demo(world, runs, "fit", "--trainer.max_steps=14", every(7), *EVERYTHING)
+    run_demo(world, runs, "fit", "--trainer.max_steps=14", saved_every(7), *EVERYTHING)
     return checkpoint_of(runs)
 
 
@@ -165,19 +149,18 @@ def assert_equal_runs(whole: dict, parts: dict) -> None:
 @pytest.mark.parametrize("stop", [7, 8, 10])
 def test_a_resume_is_bit_equal_although_the_gaussians_change(gaussian_rgb, whole, tmp_path, stop):
     """From the middle of an epoch, from the step before a densification, and before a reset of opacities."""
-    first = gaussian_rgb("fit", f"--trainer.max_steps={stop}", every(stop), *EVERYTHING)
+    first = gaussian_rgb("fit", f"--trainer.max_steps={stop}", saved_every(stop), *EVERYTHING)
     assert first.model.gaussians.num_gaussians != first.model.data.points.shape[0]
-    gaussian_rgb("fit", "--trainer.max_steps=14", "--ckpt_path=last", every(7), *EVERYTHING)
+    gaussian_rgb("fit", "--trainer.max_steps=14", "--ckpt_path=last", saved_every(7), *EVERYTHING)
     parts = checkpoint_of(tmp_path)
     assert parts["state_dict"]["gaussians.means"].shape != first.model.gaussians.means.shape
     assert_equal_runs(whole, parts)
 
 
 def test_a_killed_run_resumes_bit_equal_from_its_last_save(gaussian_rgb, whole, tmp_path):
-    kill = "--trainer.callbacks+=tests.end_to_end.test_gaussian_rgb.KilledAtTwelve"
     with pytest.raises(RuntimeError, match="killed"):
-        gaussian_rgb("fit", "--trainer.max_steps=14", every(7), kill, *EVERYTHING)
-    gaussian_rgb("fit", "--trainer.max_steps=14", "--ckpt_path=last", every(7), *EVERYTHING)
+        gaussian_rgb("fit", "--trainer.max_steps=14", saved_every(7), *killed_at(12), *EVERYTHING)
+    gaussian_rgb("fit", "--trainer.max_steps=14", "--ckpt_path=last", saved_every(7), *EVERYTHING)
     assert_equal_runs(whole, checkpoint_of(tmp_path))
 
 
@@ -187,8 +170,7 @@ SPLIT_ALL = ["--model.init_args.densification.gradient_threshold=0", "--model.in
 
 def test_ten_steps_have_the_golden_losses(gaussian_rgb):
     LossRecorder.losses.clear()
-    recorder = "--trainer.callbacks+=tests.end_to_end.test_golden.LossRecorder"
-    gaussian_rgb("fit", "--trainer.max_steps=10", recorder, *SPLIT_ALL)
+    gaussian_rgb("fit", "--trainer.max_steps=10", RECORDED, *SPLIT_ALL)
     expected = json.loads(GOLDEN.read_text())
     assert LossRecorder.losses == pytest.approx(expected, rel=1e-3)  # processors round differently, not this much
 

@@ -2,21 +2,12 @@
 
 import json
 from pathlib import Path
-from typing import ClassVar
 
 import pytest
-from lightning.pytorch import Callback, LightningModule, Trainer
+
+from tests.end_to_end.watched_runs import RECORDED, LossRecorder
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "language_field_losses.json"
-
-
-class LossRecorder(Callback):
-    """Keeps the loss of each step."""
-
-    losses: ClassVar[list[float]] = []
-
-    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: object) -> None:
-        self.losses.append(float(trainer.callback_metrics["train/loss"]))
 
 
 @pytest.mark.parametrize(
@@ -28,6 +19,6 @@ class LossRecorder(Callback):
 )
 def test_ten_steps_have_the_golden_losses(lexel, recipe, flags):
     LossRecorder.losses.clear()
-    lexel("fit", "--trainer.max_steps=10", "--trainer.callbacks+=tests.end_to_end.test_golden.LossRecorder", *flags)
+    lexel("fit", "--trainer.max_steps=10", RECORDED, *flags)
     expected = json.loads(GOLDEN.read_text())[recipe]
     assert LossRecorder.losses == pytest.approx(expected, rel=1e-3)  # processors round differently, not this much

@@ -8,10 +8,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from torch.optim import Optimizer
 
 from datamodules.readers.gaussians import read_gaussians
 from datamodules.readers.langsplat_checkpoints import read_langsplat_checkpoint
@@ -19,6 +17,7 @@ from lightning_modules.functional.answers.language_scene import render_language
 from lightning_modules.functional.language_field.sparse_codes import SparseCodes
 from lightning_modules.functional.splatting.rasterization import blending_weights, prepare_view, splat_codes
 from tests.end_to_end.conftest import CONFIG, tiny_trainer, tiny_world
+from tests.end_to_end.watched_runs import assert_equal_states, killed_at, saved_every
 
 ROOT = Path(__file__).parents[2]
 
@@ -47,41 +46,26 @@ def test_a_run_leaves_what_the_house_promises(lexel, tmp_path):
     lexel("validate", "--ckpt_path=last")
 
 
-EVERY_FOUR = (
-    '--trainer.callbacks=[{"class_path": "callbacks.resumable_checkpoint.ResumableCheckpoint", '
-    '"init_args": {"every_n_train_steps": 4}}]'
-)
+EVERY_FOUR = saved_every(4)
 
 
 def test_a_resume_in_the_middle_of_an_epoch_is_bit_equal(lexel, tmp_path):
     lexel("fit", "--trainer.max_steps=16", EVERY_FOUR, runs=tmp_path / "whole")  # 6 views: epochs end at steps 6 and 12
     lexel("fit", "--trainer.max_steps=8", EVERY_FOUR, runs=tmp_path / "parts")
     lexel("fit", "--trainer.max_steps=16", "--ckpt_path=last", EVERY_FOUR, runs=tmp_path / "parts")
-    assert_equal_states(state_of(tmp_path / "whole"), state_of(tmp_path / "parts"))
-
-
-class Killed(Callback):
-    """Breaks a run off in the middle of a step, as a full disk or an impatient user would."""
-
-    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
-        if trainer.global_step == 7:
-            raise RuntimeError("killed")
+    whole = state_of(tmp_path / "whole")
+    assert whole["field_step"] == 16
+    assert_equal_states(whole, state_of(tmp_path / "parts"))
 
 
 def test_a_killed_run_resumes_bit_equal_from_its_last_save(lexel, tmp_path):
     lexel("fit", "--trainer.max_steps=16", EVERY_FOUR, runs=tmp_path / "whole")
-    kill = "--trainer.callbacks+=tests.end_to_end.test_language_field.Killed"
     with pytest.raises(RuntimeError, match="killed"):
-        lexel("fit", "--trainer.max_steps=16", EVERY_FOUR, kill, runs=tmp_path / "parts")
+        lexel("fit", "--trainer.max_steps=16", EVERY_FOUR, *killed_at(7), runs=tmp_path / "parts")
     lexel("fit", "--trainer.max_steps=16", "--ckpt_path=last", EVERY_FOUR, runs=tmp_path / "parts")
-    assert_equal_states(state_of(tmp_path / "whole"), state_of(tmp_path / "parts"))
-
-
-def assert_equal_states(whole: dict[str, torch.Tensor], parts: dict[str, torch.Tensor]) -> None:
-    assert whole.keys() == parts.keys()
-    for name, tensor in whole.items():
-        assert torch.equal(tensor, parts[name]), name
+    whole = state_of(tmp_path / "whole")
     assert whole["field_step"] == 16
+    assert_equal_states(whole, state_of(tmp_path / "parts"))
 
 
 def test_the_polish_changes_the_codebook_and_nothing_else(lexel, tmp_path):

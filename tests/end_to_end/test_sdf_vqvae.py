@@ -6,7 +6,6 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -16,11 +15,11 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from PIL import Image
 from safetensors import safe_open
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from torch.optim import Optimizer
 
 from callbacks.writers.shapes import read_tokens
 from lightning_modules.functional.sdf_vqvae.token_sequences import tokens_of_sequence
 from lightning_modules.networks.sdf_vqvae.vae_weights import load_exported
+from tests.end_to_end.watched_runs import RECORDED, LossRecorder, assert_equal_states, killed_at, saved_every
 from train import CommandLine, main
 
 ROOT = Path(__file__).parents[2]
@@ -33,10 +32,7 @@ CALLBACKS = (
     '"init_args": {"every_n_train_steps": 3}}, {"class_path": "callbacks.staged_training.StagedTraining", '
     f'"init_args": {{"resting": {RESTING}}}}}]'
 )
-SAVED = (
-    '--trainer.callbacks=[{"class_path": "callbacks.resumable_checkpoint.ResumableCheckpoint", '
-    '"init_args": {"every_n_train_steps": 100}}]'
-)
+SAVED = saved_every(100)
 
 
 @pytest.fixture(scope="session")
@@ -158,24 +154,6 @@ def test_a_run_leaves_what_the_house_promises(lexel, tmp_path):
 # Resume and stages
 
 
-class Killed(Callback):
-    """Breaks a run off in the middle of a step."""
-
-    def __init__(self, step: int) -> None:
-        self.step = step
-
-    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
-        if trainer.global_step == self.step:
-            raise RuntimeError("killed")
-
-
-def killed_at(step: int) -> list[str]:
-    return [
-        "--trainer.callbacks+=tests.end_to_end.test_sdf_vqvae.Killed",
-        f"--trainer.callbacks.step={step}",
-    ]
-
-
 @pytest.fixture(scope="module")
 def whole_run(solids: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, torch.Tensor]:
     """Ten steps in one go: two without codes, two of all, three of the codebook alone, three of all."""
@@ -192,10 +170,7 @@ def test_a_killed_run_resumes_bit_equal_across_the_boundaries_of_stages(lexel, t
         lexel("fit", *flags, *killed_at(step))
     assert state_of(tmp_path)["trained_steps"] == 3 * (step // 3)
     lexel("fit", *flags, "--ckpt_path=last")
-    parts = state_of(tmp_path)
-    assert whole_run.keys() == parts.keys()
-    for name, tensor in whole_run.items():
-        assert torch.equal(tensor, parts[name]), name
+    assert_equal_states(whole_run, state_of(tmp_path))
 
 
 @pytest.fixture(scope="module")
@@ -269,19 +244,9 @@ def test_other_forms_of_the_network_train_and_test(lexel, tmp_path):
     assert 0 <= metrics_of(tmp_path / "packed")["test/sign_iou"] <= 1
 
 
-class LossRecorder(Callback):
-    """Keeps the loss of each step."""
-
-    losses: ClassVar[list[float]] = []
-
-    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: object) -> None:
-        self.losses.append(float(trainer.callback_metrics["train/loss"]))
-
-
 def test_eight_steps_have_the_golden_losses(lexel):
     LossRecorder.losses.clear()
-    recorder = "--trainer.callbacks+=tests.end_to_end.test_sdf_vqvae.LossRecorder"
-    lexel("fit", "--trainer.max_steps=8", "--model.init_args.vae_steps=4", "--trainer.callbacks=[]", recorder)
+    lexel("fit", "--trainer.max_steps=8", "--model.init_args.vae_steps=4", "--trainer.callbacks=[]", RECORDED)
     expected = json.loads(GOLDEN.read_text())
     assert LossRecorder.losses == pytest.approx(expected, rel=1e-2)  # a latent between two codes may go to either
 
