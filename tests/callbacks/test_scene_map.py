@@ -85,6 +85,6 @@ def test_a_moving_picture_has_all_frames_and_the_last_stays_longer(tmp_path):
 def test_sights_of_which_nothing_is_known_are_written_without_curves(tmp_path):
     nan = float("nan")
     write_sights(tmp_path, [SightRecord(1, 5, nan, nan, nan)])
-    assert (tmp_path / "agreement.csv").read_text().splitlines()[1] == "1,5,nan,nan,nan,nan"
+    assert (tmp_path / "agreement.csv").read_text().splitlines()[1] == "1,5,nan,nan,nan"
     with Image.open(tmp_path / "agreement.png") as picture:
         assert picture.size == (720, 480)
