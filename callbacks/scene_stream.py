@@ -23,6 +23,7 @@ from callbacks.writers.scene_map import (
     write_objects,
     write_sights,
 )
+from callbacks.writers.sheets import LegendEntry, with_legend
 from datamodules.batches import SceneFrames
 from datamodules.readers.atomic_files import replacing
 from lightning_modules.bi_fusion import BiFusionModule, FramePrediction
@@ -136,10 +137,8 @@ class SceneStream(Callback):
                     self, frame, pl_module.texts(table).cpu(), pl_module.data.class_names(table)
                 )
             truth = batch.labels[table][row].cpu() if table in batch.labels else None
-            objects, groups = (
-                None if part is None else part[row].cpu() for part in (batch.instances, batch.superpoints)
-            )
-            self._scene.add(frame, truth, objects, groups)
+            objects = None if batch.instances is None else batch.instances[row].cpu()
+            self._scene.add(frame, truth, objects)
 
     @override
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -177,9 +176,7 @@ class _StreamedScene:
         self.snapshots: list[tuple[Tensor, Tensor, Tensor]] = []
         self.true_objects: dict[int, Tensor] = {}
 
-    def add(
-        self, frame: FramePrediction, truth: Tensor | None, objects: Tensor | None, superpoints: Tensor | None
-    ) -> None:
+    def add(self, frame: FramePrediction, truth: Tensor | None, objects: Tensor | None) -> None:
         """Takes in a frame, and records how its points' classes went."""
         seen = (frame.conf_2d > 0) & frame.points[:, :3].isfinite().all(dim=1)
         points, text, conf = frame.points[seen], frame.text[seen].float(), frame.conf_2d[seen]
@@ -199,8 +196,7 @@ class _StreamedScene:
             class_ids,
             torch.full_like(class_ids, -1) if truth is None else truth[seen],
         )
-        if not self.settings.use_superpoints:
-            superpoints = None
+        superpoints = frame.superpoints if self.settings.use_superpoints else None
         left_out = [self.names.index(name) for name in self.settings.leave_out]
         instances = frame_instances(
             places,
@@ -301,15 +297,22 @@ class _StreamedScene:
         centres, half = self.bank.centres(), self.settings.voxel_size / 2
         corner = torch.stack([centres.amin(dim=0) - half, centres.amax(dim=0) + half])
         highest = corner[0, 2] + self.settings.max_height
-        pictures = []
+        legend, pictures = self._legend(palette), []
         for keys, colours, class_ids in self.snapshots:
             drawn = voxel_centres(keys, self.settings.voxel_size)[:, 2] <= highest
             halves = [
                 map_picture(keys[drawn], part[drawn].clamp(0, 1), self.settings.voxel_size, corner)
                 for part in (colours, palette[class_ids])
             ]
-            pictures.append(np.concatenate(halves, axis=1))
+            picture = torch.from_numpy(np.concatenate(halves, axis=1)).float() / 255
+            pictures.append((with_legend(picture, legend) * 255).round().byte().numpy())
         return pictures
+
+    def _legend(self, palette: Float[Tensor, "classes 3"]) -> list[LegendEntry]:
+        """Returns the classes of the finished map, the largest first."""
+        sizes = torch.bincount(self._map_classes(), minlength=len(self.names))
+        shown = [i for i in sizes.argsort(descending=True, stable=True).tolist() if sizes[i] > 0]
+        return [LegendEntry(self.names[i], palette[i], f"{sizes[i] / len(self.bank):.0%}") for i in shown]
 
 
 def _one_for_each_voxel(rows: Int[Tensor, "points columns"]) -> Int[Tensor, "voxels columns"]:

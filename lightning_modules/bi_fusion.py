@@ -46,6 +46,7 @@ class FramePrediction(NamedTuple):
         gate: [N] share of what cameras saw in ``fused``.
         clip_global: [512] float32 unit embedding of the whole image, or None.
         image_size: Height and width.
+        superpoints: [N] group of each point, where the data module knows them.
     """
 
     scene: str
@@ -58,6 +59,7 @@ class FramePrediction(NamedTuple):
     gate: Tensor
     clip_global: Tensor | None
     image_size: tuple[int, int]
+    superpoints: Tensor | None = None
 
 
 class BiFusionModule(LightningModule):
@@ -391,6 +393,7 @@ def frame_predictions(frames: SceneFrames, out: FusedPoints) -> list[FramePredic
                     gate[own],
                     image,
                     frames.image_size,
+                    None if frames.superpoints is None else frames.superpoints[scene].cpu(),
                 )
             )
     return predictions

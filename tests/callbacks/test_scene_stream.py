@@ -33,23 +33,21 @@ def frame(points: torch.Tensor, classes: torch.Tensor, conf: float = 1.0, scene:
     )  # fmt: skip
 
 
-def batch(points: torch.Tensor, superpoints: torch.Tensor | None) -> SceneFrames:
+def batch(points: torch.Tensor) -> SceneFrames:
     return SceneFrames(
         scenes=("room",), frame_ids=torch.zeros(1, 1, dtype=torch.int64), has_frame=torch.ones(1, 1, dtype=torch.bool),
         points=(torch.cat([points, points], dim=1),), intrinsics=torch.eye(3).expand(1, 1, 3, 3),
         camera_from_world=torch.eye(4).expand(1, 1, 4, 4), image_size=(32, 32), images=None, depth=None, tokens=None,
-        clip_global=None, labels={}, instances=None, superpoints=None if superpoints is None else (superpoints,),
-        vertex_ids=None,
+        clip_global=None, labels={}, instances=None, superpoints=None, vertex_ids=None,
     )  # fmt: skip
 
 
-def stream_frames(stream: SceneStream, predictions: list[FramePrediction], superpoints: torch.Tensor | None = None):
+def stream_frames(stream: SceneStream, predictions: list[FramePrediction]):
     trainer = Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
     module = Named()
     stream.on_predict_start(trainer, module)
     for prediction in predictions:
-        shown = batch(prediction.points[:, :3], superpoints)
-        stream.on_predict_batch_end(trainer, module, [prediction], shown, 0)
+        stream.on_predict_batch_end(trainer, module, [prediction], batch(prediction.points[:, :3]), 0)
     stream.on_predict_end(trainer, module)
 
 
@@ -58,7 +56,7 @@ def test_superpoints_are_used_unless_told_otherwise(tmp_path, use_superpoints, e
     points = 0.3 * torch.rand(300, 3)
     classes = torch.where(points[:, 0] < 0.2, 2, 3)
     stream = SceneStream(output=str(tmp_path), use_superpoints=use_superpoints, min_points=20)
-    stream_frames(stream, [frame(points, classes)], torch.zeros(300, dtype=torch.int64))
+    stream_frames(stream, [frame(points, classes)._replace(superpoints=torch.zeros(300, dtype=torch.int64))])
     objects = json.loads((tmp_path / "room" / "objects.json").read_text())
     assert sorted(row["class"] for row in objects) == expected
 
