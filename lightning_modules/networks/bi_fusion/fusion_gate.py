@@ -13,10 +13,8 @@ from lightning_modules.networks.bi_fusion.point_branch import Neighbourhoods, re
 FILTER_CHANNELS = 32
 GATE_CHANNELS = 64
 FIRST_SCORE = 2.0  # of the gate before its sigmoid: a share of 0.88
-FIRST_SHARPNESS = (
-    1.0,
-    100.0,
-)  # of the filter by squared distance over the radius's, and by squared difference of colour
+# Of the filter: by squared distance over the radius's, and by squared difference of colour.
+FIRST_SHARPNESS = (1.0, 100.0)
 
 
 class GatedFeatures(NamedTuple):
