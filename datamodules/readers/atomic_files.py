@@ -3,10 +3,15 @@
 import contextlib
 import math
 import os
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+
+NUMPY_HEADERS = threading.Lock()
+"""Held while numpy reads arrays: it parses their headers by ``ast``, which before CPython 3.11.8 and 3.12.2 fails when
+a second thread does so at that moment ("AST constructor recursion depth mismatch", gh-106905)."""
 
 
 @contextlib.contextmanager
@@ -40,7 +45,8 @@ def whole_array(path: str | Path) -> tuple[tuple[int, ...], np.dtype] | None:
         with Path(path).open("rb") as file:
             version = np.lib.format.read_magic(file)
             read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-            shape, _, dtype = read(file)
+            with NUMPY_HEADERS:
+                shape, _, dtype = read(file)
             length = file.tell() + math.prod(shape) * dtype.itemsize
             return (shape, dtype) if file.seek(0, os.SEEK_END) == length else None
     except (ValueError, EOFError, FileNotFoundError):
@@ -58,7 +64,8 @@ def load_array(path: str | Path) -> np.ndarray:
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist.")
     try:
-        return np.load(path, allow_pickle=False)
+        with NUMPY_HEADERS:
+            return np.load(path, allow_pickle=False)
     except (ValueError, EOFError, OSError) as error:
         raise ValueError(
             f"{path} cannot be read as an .npy array ({error}). It may be truncated or not an array file; "

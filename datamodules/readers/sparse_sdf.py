@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from datamodules.readers.atomic_files import replacing
+from datamodules.readers.atomic_files import NUMPY_HEADERS, replacing
 
 LARGEST_RESOLUTION = 4096
 
@@ -61,7 +61,7 @@ def write_sparse_sdf(path: str | Path, stored: StoredSdf, origin: Mapping[str, A
 def read_origin(path: str | Path) -> Any:
     """Returns what a file was made from, or None if it is absent, damaged or does not say."""
     try:
-        with zipfile.ZipFile(path), np.load(path, allow_pickle=False) as arrays:
+        with NUMPY_HEADERS, zipfile.ZipFile(path), np.load(path, allow_pickle=False) as arrays:
             return json.loads(str(arrays["origin"])) if "origin" in arrays else None
     except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error):
         return None
@@ -105,7 +105,7 @@ def _read_arrays(path: Path) -> dict[str, np.ndarray]:
     needed = ("sparse_sdf", "sparse_index", "resolution")
     try:
         # opened as a zip first: any other file np.load would take for an .npy or a pickle
-        with zipfile.ZipFile(path), np.load(path, allow_pickle=False) as archive:
+        with NUMPY_HEADERS, zipfile.ZipFile(path), np.load(path, allow_pickle=False) as archive:
             names = archive.files
             lacking = [name for name in needed if name not in names]
             if not lacking:

@@ -15,6 +15,7 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
+from datamodules.readers.atomic_files import load_array
 from datamodules.readers.photos import photo_size, read_photo
 from datamodules.readers.rgbd import read_depth
 from datamodules.readers.scannet.frame_source import Frame, fixed_intrinsics, scaled_intrinsics
@@ -161,7 +162,7 @@ def inverse_pose(world_from_camera: np.ndarray) -> Float[Tensor, "4 4"] | None:
 def read_pose(path: Path) -> np.ndarray:
     """Reads a matrix of 4 x 4; one that cannot be read comes back as NaN, for it spoils one frame alone."""
     try:
-        values = np.load(path, allow_pickle=False) if path.suffix == ".npy" else np.array(path.read_text().split())
+        values = load_array(path) if path.suffix == ".npy" else np.array(path.read_text().split())
         return values.astype(np.float64).reshape(4, 4)
     except (ValueError, EOFError, OSError):
         return np.full((4, 4), np.nan)
@@ -174,7 +175,7 @@ def read_matrix(path: Path) -> Float[Tensor, "3 3"]:
         ValueError: If the file holds something else.
     """
     try:
-        values = np.load(path, allow_pickle=False) if path.suffix == ".npy" else np.array(path.read_text().split())
+        values = load_array(path) if path.suffix == ".npy" else np.array(path.read_text().split())
         values = values.astype(np.float64)
         matrix = values.reshape((3, 3) if values.size == 9 else (4, 4))[:3, :3]
     except (ValueError, EOFError, OSError) as error:
